@@ -1,0 +1,166 @@
+"""A weight matrix that can be read at several precisions."""
+
+import dataclasses
+import functools
+import math
+import typing
+
+import jax
+import numpy as np
+
+from anyprec_jax.bitplanes import WORD_BITS, num_words
+from anyprec_jax.config import MAX_PRECISION
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("bitplanes", "codebooks"),
+    meta_fields=("seed_precision", "parent_precision", "k"),
+)
+@dataclasses.dataclass(frozen=True)
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation puts there
+class AnyPrecArray:
+    """A weight matrix `[n, k]` (outputs, inputs), readable at any precision w with seed <= w <= parent.
+
+    The following hold (see `validate`):
+      * `bitplanes[p]` holds bit `parent - 1 - p` of every code: plane 0 is the most significant.
+        Column `32 * j + i` is bit `i` of word `j`; columns from `k` on are code 0.
+      * `code_w == code_parent >> (parent - w)`: reading w bits touches the first w planes only.
+      * `dequantized_w[r, c] == codebooks[w][r, code_w[r, c]]`.
+      * `codebooks[w][r]` is finite, and non-decreasing over the codes that occur in row r.
+
+    A stack of matrices of one shape (the layers of a model) is the same type with one leading axis on every leaf, which is what
+    `jax.vmap` and `jax.lax.scan` slice off. Leaves may also be `jax.ShapeDtypeStruct`: everything here but `validate` needs
+    shapes only.
+    """
+
+    bitplanes: jax.Array  # uint32 [parent, n, ceil(k / 32)]
+    codebooks: dict[int, jax.Array]  # w -> float16 [n, 2**w], for every precision that was loaded, seed and parent among them
+    seed_precision: int
+    parent_precision: int
+    k: int
+
+    @property
+    def n(self) -> int:
+        """Outputs: rows of one matrix."""
+        return self.bitplanes.shape[-2]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weights it stands for: `(n, k)`, or `(layers, n, k)` for a stack."""
+        return (*self.bitplanes.shape[:-3], self.n, self.k)
+
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """Every precision it can be read at, ascending: seed..parent, unless only some of them were loaded."""
+        return tuple(sorted(self.codebooks))
+
+
+def check_precision(array: AnyPrecArray, precision: int) -> None:
+    """Raises ValueError unless `array` can be read at `precision`."""
+    if isinstance(precision, bool) or not isinstance(precision, int) or precision not in array.precisions:
+        readable = ", ".join(map(str, array.precisions))
+        raise ValueError(f"precision must be one of {readable}, the ones this array can be read at, got {precision!r}")
+
+
+def nbytes(array: AnyPrecArray, *, precision: int | None = None) -> int:
+    """Bytes resident (every plane and codebook), or the bytes read at `precision`: its planes and its one codebook."""
+    words = math.prod(array.shape[:-1]) * num_words(array.k)
+    if precision is None:
+        planes, precisions = array.parent_precision, array.precisions
+    else:
+        check_precision(array, precision)
+        planes, precisions = precision, range(precision, precision + 1)
+    codebook_entries = math.prod(array.shape[:-1]) * sum(2**w for w in precisions)
+    return planes * words * 4 + codebook_entries * 2
+
+
+def bits_per_weight(array: AnyPrecArray, *, precision: int | None = None) -> float:
+    """`nbytes` in bits, per weight: `parent * ceil(k/32) * 32/k + 16/k * sum_w 2**w` when resident.
+
+    On narrow rows the codebooks weigh more than the planes: for 3..8 bits they are 14.0 of 22.0 bits at k = 576, and 2.0 of 10.0
+    at k = 4096.
+    """
+    return 8 * nbytes(array, precision=precision) / math.prod(array.shape)
+
+
+def validate(array: AnyPrecArray) -> None:
+    """Checks the invariants of `AnyPrecArray` on one matrix or a stack; call it where data enters.
+
+    Raises:
+      ValueError: naming the invariant that does not hold, and where.
+
+    Cost: one pass over the codes on the host, a few nanoseconds and no more than a few MB for each.
+    """
+    _validate_structure(array)
+    stack = array.shape[:-2]
+    for index in np.ndindex(*stack):
+        where = f" of matrix {index[0]} of the stack" if stack else ""
+        planes = np.asarray(array.bitplanes[index])
+        _validate_padding(planes, array.k, where)
+        occupied = _occupied(planes, array.k)
+        for precision in range(array.parent_precision, array.seed_precision - 1, -1):
+            if precision in array.codebooks:
+                _validate_codebook(np.asarray(array.codebooks[precision][index]), occupied, precision, where)
+            occupied = occupied[:, 0::2] | occupied[:, 1::2]
+
+
+def _validate_structure(array: AnyPrecArray) -> None:
+    seed, parent = array.seed_precision, array.parent_precision
+    if not 1 <= seed <= parent <= MAX_PRECISION:
+        raise ValueError(f"precisions must satisfy 1 <= seed <= parent <= {MAX_PRECISION}, got {seed} and {parent}")
+    if array.k < 1:
+        raise ValueError(f"k must be at least 1, got {array.k}")
+    planes = array.bitplanes
+    if planes.dtype != np.uint32 or planes.ndim not in (3, 4):
+        raise ValueError(
+            f"bitplanes must be uint32 [parent, n, words], or [layers, parent, n, words] for a stack, got {planes.dtype} "
+            f"{planes.shape}"
+        )
+    if planes.shape[-3] != parent or planes.shape[-1] != num_words(array.k):
+        raise ValueError(
+            f"bitplanes of parent_precision {parent} and k {array.k} must be [{parent}, n, {num_words(array.k)}], got "
+            f"{planes.shape[-3:]}"
+        )
+    if not {seed, parent} <= set(array.codebooks) <= set(range(seed, parent + 1)):
+        raise ValueError(
+            f"codebooks must have precisions from {seed} to {parent}, both among them, got {sorted(array.codebooks)}"
+        )
+    for precision, codebook in array.codebooks.items():
+        wanted = (*array.shape[:-1], 2**precision)
+        if codebook.dtype != np.float16 or codebook.shape != wanted:
+            raise ValueError(
+                f"codebook {precision} must be float16 {wanted}, got {codebook.dtype} {codebook.shape}"
+            )
+
+
+def _validate_padding(planes: np.ndarray, k: int, where: str) -> None:
+    used = k % WORD_BITS
+    if used and np.any(planes[:, :, -1] >> np.uint32(used)):
+        plane, row = np.argwhere(planes[:, :, -1] >> np.uint32(used))[0]
+        raise ValueError(f"columns from k = {k} on must be code 0, but row {row}{where} has a bit set there in plane {plane}")
+
+
+def _validate_codebook(codebook: np.ndarray, occupied: np.ndarray, precision: int, where: str) -> None:
+    if not np.all(np.isfinite(codebook)):
+        row = np.argwhere(~np.isfinite(codebook))[0, 0]
+        raise ValueError(f"codebook {precision} must be finite, but row {row}{where} is not")
+    floor = np.maximum.accumulate(np.where(occupied, codebook, -np.inf), axis=1)
+    decreasing = np.any(occupied & (codebook < floor), axis=1)
+    if np.any(decreasing):
+        raise ValueError(
+            f"codebook {precision} must be non-decreasing over the codes that occur, but row {np.argmax(decreasing)}{where} "
+            "is not"
+        )
+
+
+def _occupied(planes: np.ndarray, k: int) -> np.ndarray:
+    """Which codes occur in each row: bool [n, 2**parent]."""
+    parent, n, _ = planes.shape
+    little_endian = np.ascontiguousarray(planes.astype("<u4", copy=False)).view(np.uint8)
+    codes = np.zeros((n, k), np.uint8)
+    for bits in np.unpackbits(little_endian, axis=2, count=k, bitorder="little"):
+        codes = (codes << 1) | bits
+    occupied = np.zeros((n, 2**parent), bool)
+    occupied[np.arange(n)[:, None], codes] = True
+    return occupied

@@ -1,0 +1,103 @@
+"""Quantization of one matrix: optimal seed, incremental upscaling, packing.
+
+Any-Precision LLM (Park et al., ICML 2024), section 3; what differs from the authors' code, and why, is in docs/anyprec.md.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float16, Float64, UInt8
+
+from anyprec_jax import bitplanes
+from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.config import QuantizeConfig
+
+_WEIGHTS_AT_ONCE = 1 << 20  # rows are independent; this many weights take 20 MB while they are worked on
+_FLOAT16_OVERFLOW = 65520.0  # the smallest magnitude that rounds to infinity
+
+
+def quantize(
+    weights: Float[np.ndarray | jax.Array, "n k"], sensitivity: Float[np.ndarray | jax.Array, "n k"], config: QuantizeConfig
+) -> AnyPrecArray:
+    """Quantizes a matrix once, to be read at any precision from `config.seed_precision` to `config.parent_precision`.
+
+    Every row is clustered by itself: the seed is the weighted k-means optimum, and each further bit splits every cluster in two at
+    the optimal place. Codebooks hold the weighted means. Equal weights of a row get equal codes. Deterministic, whatever the number
+    of threads.
+
+    Args:
+      weights: (outputs, inputs), finite. Clustered as float32.
+      sensitivity: how much each weight matters, the diagonal Fisher information say; finite, at least 0. Only ratios within a row
+        count; a row of zeros, and any clusters of zeros, are treated as if all their weights mattered alike.
+      config: the precisions.
+
+    Raises:
+      ValueError: if the shapes differ or are empty, a weight is NaN or infinite, a sensitivity is NaN, infinite or negative, or a
+        centroid exceeds float16's range; row and column are named.
+
+    Time O(n * k * (2**seed * log k + parent)) on all cores; memory 2 * n * k bytes besides arguments and result. The first call in a
+    new environment compiles for some seconds.
+    """
+    weights, sensitivity = np.asarray(weights, np.float32), np.asarray(sensitivity, np.float32)
+    _check(weights, sensitivity)
+    n, k = weights.shape
+    codes = np.empty((n, k), np.uint8)
+    codebooks = {w: np.empty((n, 2**w), np.float16) for w in config.precisions}
+    for rows in _chunks(n, k):
+        codes[rows], centroids = _cluster(weights[rows], sensitivity[rows], config)
+        for w in config.precisions:
+            codebooks[w][rows] = _to_float16(centroids[w], first_row=rows.start)
+    return AnyPrecArray(
+        bitplanes=bitplanes.pack(jnp.asarray(codes), precision=config.parent_precision),
+        codebooks={w: jnp.asarray(codebook) for w, codebook in codebooks.items()},
+        seed_precision=config.seed_precision,
+        parent_precision=config.parent_precision,
+        k=k,
+    )
+
+
+def _check(weights: Float[np.ndarray, "..."], sensitivity: Float[np.ndarray, "..."]) -> None:
+    if weights.ndim != 2 or weights.size == 0 or sensitivity.shape != weights.shape:
+        raise ValueError(
+            f"weights and sensitivity must be matrices of one shape [n, k], got {weights.shape} and {sensitivity.shape}"
+        )
+    if not np.isfinite(weights).all():
+        row, column = np.argwhere(~np.isfinite(weights))[0]
+        raise ValueError(f"weights must be finite, got {weights[row, column]} at row {row}, column {column}")
+    if not (np.isfinite(sensitivity) & (sensitivity >= 0)).all():
+        row, column = np.argwhere(~(np.isfinite(sensitivity) & (sensitivity >= 0)))[0]
+        raise ValueError(
+            f"sensitivity must be finite and at least 0, got {sensitivity[row, column]} at row {row}, column {column}"
+        )
+
+
+def _chunks(n: int, k: int) -> Iterator[slice]:
+    step = max(1, _WEIGHTS_AT_ONCE // k)
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def _cluster(
+    weights: Float[np.ndarray, "n k"], sensitivity: Float[np.ndarray, "n k"], config: QuantizeConfig
+) -> tuple[UInt8[np.ndarray, "n k"], dict[int, Float64[np.ndarray, "n _"]]]:
+    """Codes at the parent precision, and the centroids of every precision."""
+    from anyprec_jax import kmeans1d, upscale  # noqa: PLC0415  numba: not for those who only read artefacts
+
+    rows = kmeans1d.sort_rows(weights, sensitivity)
+    clusters = kmeans1d.seed_clusters(rows, precision=config.seed_precision)
+    centroids = {config.seed_precision: clusters.centroids}
+    for w in config.precisions[1:]:
+        clusters = upscale.upscale(rows, clusters)
+        centroids[w] = clusters.centroids
+    return kmeans1d.codes(rows, clusters), centroids
+
+
+def _to_float16(centroids: Float64[np.ndarray, "n entries"], *, first_row: int) -> Float16[np.ndarray, "n entries"]:
+    overflows = np.abs(centroids) >= _FLOAT16_OVERFLOW
+    if overflows.any():
+        row, code = np.argwhere(overflows)[0]
+        raise ValueError(
+            f"codebooks are float16, up to 65504, but row {first_row + row} needs {centroids[row, code]:.6g}: scale the weights down"
+        )
+    return centroids.astype(np.float16)
