@@ -1,0 +1,177 @@
+"""The native CPU operation: it was built, it keeps its promises beyond the contract, bad buffers cannot crash it."""
+
+import concurrent.futures
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.ops import cpu, matmul
+from tests.anyprec_jax.oracles_matmul import assert_product, example, normal
+
+# What JAX makes of an invalid argument, depending on whether the call runs in the calling thread.
+FAILURE = (ValueError, jax.errors.JaxRuntimeError)
+
+needs_native = pytest.mark.skipif(cpu.why_unavailable() is not None, reason=f"{cpu.why_unavailable()}")
+
+
+def test_a_compiler_means_a_native_operation():
+    """Or else the build broke, and nobody would notice but by the speed."""
+    compiler = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    assert cpu.why_unavailable() is None, f"{compiler} exists, but: {cpu.why_unavailable()}"
+
+
+def native(x, array, **kwargs):
+    return matmul(x, array, implementation="cpu", **kwargs)
+
+
+@needs_native
+class TestEveryShape:
+    """The contract's own tests, with every implementation, are in test_matmul.py; here every pair of sizes."""
+
+    @pytest.mark.parametrize("precision", range(1, 9))
+    @pytest.mark.parametrize("k", [1, 31, 32, 33, 576, 1056, 1536, 2048, 2080])
+    def test_equals_oracle(self, precision, k):
+        x = normal(2, k, seed=k)
+        for n in (1, 37):
+            array, weights = example(np.random.default_rng(k), n, k, seed=precision)
+            assert_product(native(x, array, precision=precision), x, weights[precision])
+
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    def test_every_number_of_rows(self, dtype):
+        array, weights = example(np.random.default_rng(0), 37, 95)
+        for rows in (*range(1, 18), 40):
+            x = normal(rows, 95, dtype=dtype, seed=rows)
+            assert_product(native(x, array, precision=4), x, weights[4])
+
+
+@needs_native
+class TestPromises:
+    def test_a_row_does_not_depend_on_the_others_or_on_the_threads(self):
+        array, _ = example(np.random.default_rng(0), 300, 1100, seed=3)
+        x = normal(17, 1100)
+        for precision in (3, 8):
+            alone = jnp.concatenate([native(row[None], array, precision=precision) for row in x])
+            for rows in (17, 5, 16):
+                np.testing.assert_array_equal(native(x[:rows], array, precision=precision), alone[:rows])
+
+    def test_a_stack_is_bit_identical_to_its_layers(self):
+        stack, _ = example(np.random.default_rng(0), 33, 70, layers=3)
+        x = normal(2, 70)
+        for layer in range(3):
+            alone = jax.tree.map(lambda leaf: leaf[layer], stack)  # noqa: B023
+            for precision in (2, 7):
+                np.testing.assert_array_equal(
+                    native(x, stack, precision=precision, layer=layer), native(x, alone, precision=precision)
+                )
+
+    def test_calls_from_many_threads(self):
+        array, _ = example(np.random.default_rng(0), 512, 512, seed=4, parent=4)
+        xs = list(normal(32, 1, 512))
+        wanted = [native(x, array, precision=4) for x in xs]
+        with concurrent.futures.ThreadPoolExecutor(8) as executor:
+            actual = list(executor.map(lambda x: native(x, array, precision=4), xs))
+        np.testing.assert_array_equal(jnp.stack(actual), jnp.stack(wanted))
+
+    def test_every_float16(self):
+        """One column, one row for every finite float16: the value comes back exactly, whichever thread has the row.
+
+        Subnormals are the trap: XLA's threads flush subnormal floats to zero, and real codebooks hold subnormal
+        float16.
+        """
+        every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+        every = every[np.isfinite(every)]
+        array = AnyPrecArray(
+            bitplanes=jnp.ones((1, every.size, 1), jnp.uint32),
+            codebooks={1: jnp.asarray(np.stack([np.zeros_like(every), every], axis=1))},
+            seed_precision=1,
+            parent_precision=1,
+            k=1,
+        )
+        np.testing.assert_array_equal(native(jnp.ones((1, 1)), array, precision=1)[0], every.astype(np.float32))
+
+    @pytest.mark.parametrize("precision", range(1, 9))
+    def test_subnormal_codebooks(self, precision):
+        rng = np.random.default_rng(0)
+        array, _ = example(rng, 256, 1056, seed=precision, parent=precision)
+        codebook = rng.integers(0, 0x400, array.codebooks[precision].shape, dtype=np.uint16).view(np.float16)
+        tiny = AnyPrecArray(array.bitplanes, {precision: jnp.asarray(codebook)}, precision, precision, 1056)
+        codes = np.zeros((256, 1056), np.int64)
+        for plane in np.asarray(array.bitplanes):
+            bits = (plane[:, :, None] >> np.arange(32, dtype=np.uint32)) & 1
+            codes = 2 * codes + bits.reshape(256, -1)[:, :1056]
+        x = normal(1, 1056)
+        weights = np.take_along_axis(codebook.astype(np.float64), codes, axis=1)
+        assert_product(native(x, tiny, precision=precision), x, weights)
+
+    def test_bfloat16_is_the_float32_result_rounded_to_nearest_even(self):
+        array, _ = example(np.random.default_rng(0), 4096, 64, seed=5, parent=5)
+        x = normal(3, 64, dtype=jnp.bfloat16)
+        wanted = native(x.astype(jnp.float32), array, precision=5).astype(jnp.bfloat16)
+        np.testing.assert_array_equal(native(x, array, precision=5), wanted)
+
+    def test_bfloat16_ties(self):
+        """1 + 2**-8 lies half way between two bfloat16 numbers, 1 + 3 * 2**-8 too: one goes down, one up."""
+        entries = np.array([[1 + 2.0**-8, 1 + 3 * 2.0**-8]], np.float16)
+        array = AnyPrecArray(jnp.zeros((1, 1, 1), jnp.uint32), {1: jnp.asarray(entries)}, 1, 1, 1)
+        flipped = AnyPrecArray(jnp.ones((1, 1, 1), jnp.uint32), {1: jnp.asarray(entries)}, 1, 1, 1)
+        x = jnp.ones((1, 1), jnp.bfloat16)
+        assert float(native(x, array, precision=1)[0, 0]) == 1.0
+        assert float(native(x, flipped, precision=1)[0, 0]) == 1 + 2.0**-6
+
+
+@needs_native
+class TestBadBuffers:
+    """Straight to the handler, past every check in Python: an exception that names the values, never a crash."""
+
+    def call(self, *, x=(2, 40), x_dtype=jnp.float32, planes=(2, 4, 5, 2), planes_dtype=jnp.uint32, codebook=(2, 5, 8),
+             codebook_dtype=jnp.float16, layer=0, result=(2, 5), result_dtype=jnp.float32, precision=3):  # fmt: skip
+        call = jax.ffi.ffi_call(cpu.TARGET, jax.ShapeDtypeStruct(result, result_dtype))
+        operands = jnp.zeros(x, x_dtype), jnp.zeros(planes, planes_dtype), jnp.zeros(codebook, codebook_dtype)
+        return jax.block_until_ready(call(*operands, jnp.asarray(layer, jnp.int32), precision=np.int64(precision)))
+
+    def test_good_buffers_are_accepted(self):
+        np.testing.assert_array_equal(self.call(), np.zeros((2, 5)))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": (40,)}, r"x must be \[m, k\], got \[40\]"),
+            ({"x": (2, 65)}, r"x \[2, 65\] needs bitplanes of 3 words, got \[2, 4, 5, 2\]"),
+            ({"x": (2, 32)}, r"x \[2, 32\] needs bitplanes of 1 words"),
+            ({"x_dtype": jnp.float16, "result_dtype": jnp.float16}, r"x must be float32 or bfloat16, got F16"),
+            ({"result_dtype": jnp.bfloat16}, r"dtype of x, F32, got BF16"),
+            ({"result": (2, 6)}, r"result must be \[2, 5\], got \[2, 6\]"),
+            ({"planes": (4, 5, 2)}, r"bitplanes must be \[layers, parent, n, words\], got \[4, 5, 2\]"),
+            ({"planes": (2, 2, 5, 2)}, r"precision 3 needs as many bitplanes, got \[2, 2, 5, 2\]"),
+            ({"planes_dtype": jnp.int32}, r"dtype: expected U32 but got S32"),
+            ({"codebook": (2, 5, 16)}, r"codebook \[2, 5, 8\], got \[2, 5, 16\]"),
+            ({"codebook": (5, 8)}, r"codebook \[2, 5, 8\], got \[5, 8\]"),
+            ({"codebook_dtype": jnp.float32}, r"dtype: expected F16 but got F32"),
+            ({"precision": 0}, r"precision must be from 1 to 8, got 0"),
+            ({"precision": 9, "codebook": (2, 5, 512)}, r"precision must be from 1 to 8, got 9"),
+            ({"precision": -(2**62)}, r"precision must be from 1 to 8"),
+            ({"layer": 2}, r"layer must be in \[0, 2\), got 2"),
+            ({"layer": -1}, r"layer must be in \[0, 2\), got -1"),
+            ({"layer": [0, 1]}, r"rank: expected 0 but got 1"),
+        ],
+        ids=str,
+    )
+    def test_bad_buffers(self, change, message):
+        with pytest.raises(FAILURE, match=message):
+            self.call(**change)
+
+    def test_empty_buffers(self):
+        assert self.call(x=(0, 40), result=(0, 5)).shape == (0, 5)
+        assert self.call(planes=(2, 4, 0, 2), codebook=(2, 0, 8), result=(2, 0)).shape == (2, 0)
+
+    def test_layer_outside_the_stack_at_run_time(self):
+        stack, _ = example(np.random.default_rng(0), 4, 40, layers=2)
+        f = jax.jit(lambda x, layer: native(x, stack, precision=3, layer=layer))
+        with pytest.raises(FAILURE, match=r"layer must be in \[0, 2\), got 5"):
+            jax.block_until_ready(f(jnp.ones((1, 40)), jnp.int32(5)))
