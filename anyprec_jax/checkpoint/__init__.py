@@ -1,0 +1,4 @@
+"""Models on disk: file <-> pytree, atomically."""
+
+from anyprec_jax.checkpoint.formats import load as load
+from anyprec_jax.checkpoint.formats import save as save

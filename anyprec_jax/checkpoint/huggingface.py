@@ -1,0 +1,226 @@
+"""Hugging Face model folders: `config.json`, safetensors in one file or in shards, tokenizer files."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from anyprec_jax.checkpoint.atomic import published
+from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.families import (
+    FAMILIES,
+    config_from_huggingface,
+    config_to_huggingface,
+    parameter_shapes,
+    tensor_name,
+    tensors,
+)
+from anyprec_jax.models.model import Model
+from anyprec_jax.models.parameters import assemble
+from anyprec_jax.tokenizer import Tokenizer
+
+MAX_SHARD_BYTES = 5_000_000_000  # more than one file above this, as in transformers; a tensor is never split
+
+_CONFIG = "config.json"
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_DTYPES = ("F32", "F16", "BF16")
+_DERIVED = ".rotary_emb.inv_freq"  # written by old versions of transformers, and computed here
+
+
+class _Tensor(NamedTuple):
+    """Where a tensor is and what its header says."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def load_folder(path: Path, *, dtype: DTypeLike = np.float32) -> Model:
+    """Reads a model; its tokenizer is None where there is no `tokenizer.json`.
+
+    Every tensor's shape is compared with `config.json` before anything is allocated.
+
+    Args:
+      path: the folder.
+      dtype: of the weights in memory. On disk they may be bfloat16, float16 or float32.
+
+    Raises:
+      FileNotFoundError: no `config.json`, no weights, or a shard that the index names is missing.
+      ValueError: an architecture that is not supported, weights as pickles only, a damaged file, or a tensor that is missing,
+        left over, or of another shape or dtype.
+
+    Memory: the weights once, and one tensor.
+    """
+    config = _read_config(path)
+    headers = _read_headers(path)
+    _check_tensors(config, headers, path)
+    modules = FAMILIES[config.family].modules
+
+    def read(parameter: str, layer: int | None) -> np.ndarray:
+        name = tensor_name(modules, parameter, layer)
+        with _opened(headers[name].file) as file:  # anew for every tensor, so that no more than one stays mapped
+            return file.get_tensor(name)
+
+    tokenizer = Tokenizer.from_folder(path)  # first: a damaged one should not be reported after minutes of reading
+    return Model(config=config, params=assemble(config, read, dtype=dtype), tokenizer=tokenizer)
+
+
+def save_folder(path: Path, model: Model, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Writes a folder that `transformers` and `load_folder` read; it appears whole or not at all.
+
+    Args:
+      path: must not exist, or be an empty folder.
+      model: without any-precision matrices: dequantize them first. Weights keep their dtypes.
+      max_shard_bytes: above this the weights go to several files.
+
+    Raises:
+      ValueError: a weight is not an array of the shape that the config calls for.
+      OSError: `path` is taken, or cannot be written.
+    """
+    names = list(_named_weights(model))
+    config = config_to_huggingface(model.config) | {"torch_dtype": names[0][1].dtype.name}
+    with published(path) as folder:
+        _write_json(folder / _CONFIG, config)
+        if model.tokenizer is not None:
+            model.tokenizer.save(folder)
+        _write_shards(folder, names, max_shard_bytes)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    if not (path / _CONFIG).is_file():
+        raise FileNotFoundError(f"{path} is not a Hugging Face folder: it has no {_CONFIG}")
+    try:
+        return config_from_huggingface(_read_json(path / _CONFIG))
+    except ValueError as error:
+        raise ValueError(f"{path / _CONFIG}: {error}") from error
+
+
+def _read_headers(path: Path) -> dict[str, _Tensor]:
+    """What the files say they hold, by name of tensor."""
+    if (path / _SINGLE).is_file():
+        return _file_headers(path / _SINGLE)
+    if not (path / _INDEX).is_file():
+        raise _no_weights(path)
+    weight_map = _read_weight_map(path / _INDEX)
+    headers: dict[str, _Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not (path / shard).is_file():
+            raise FileNotFoundError(f"{path / shard} is missing: {_INDEX} says that it holds weights")
+        found = _file_headers(path / shard)
+        for name in (name for name, file in weight_map.items() if file == shard):
+            if name not in found:
+                raise ValueError(f"{path / shard} lacks the tensor {name}, which {_INDEX} says it holds")
+            headers[name] = found[name]
+    return headers
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    document = _read_json(index)
+    weight_map = document.get("weight_map") if isinstance(document, Mapping) else None
+    if not isinstance(weight_map, Mapping) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ValueError(f"{index} is damaged: its weight_map should give the file of every tensor")
+    for shard in weight_map.values():
+        # Written on one system and read on another: neither's separators may lead elsewhere.
+        if Path(shard).name != shard or "\\" in shard or "\0" in shard or not shard.endswith(".safetensors"):
+            raise ValueError(f"{index} names the file {shard!r}: a safetensors file in the same folder was expected")
+    return dict(weight_map)
+
+
+def _no_weights(path: Path) -> Exception:
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    if pickles:
+        return ValueError(f"{path} has its weights in {pickles[0]}: pickles can run code and are not read; convert them to safetensors")
+    return FileNotFoundError(f"{path} has no weights: neither {_SINGLE} nor {_INDEX}")
+
+
+def _file_headers(file: Path) -> dict[str, _Tensor]:
+    with _opened(file) as stream:
+        slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  (not a dict)
+        return {name: _Tensor(file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="numpy") as stream:
+            yield stream
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
+
+
+def _check_tensors(config: ModelConfig, headers: Mapping[str, _Tensor], path: Path) -> None:
+    """Every tensor that the config calls for must be there as it says, and no other."""
+    modules = FAMILIES[config.family].modules
+    expected = set()
+    for parameter, layer, shape in tensors(config):
+        name = tensor_name(modules, parameter, layer)
+        tensor = headers.get(name)
+        if tensor is None:
+            raise ValueError(f"{path} lacks the tensor {name}, which {_CONFIG} calls for")
+        if tensor.shape != shape:
+            raise ValueError(f"{tensor.file}: {name} has shape {tensor.shape}, {_CONFIG} calls for {shape}")
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"{tensor.file}: {name} is {tensor.dtype}; weights should be one of {', '.join(_DTYPES)}")
+        expected.add(name)
+    ignored = {tensor_name(modules, "head", None)} if config.tie_embeddings else set()
+    for name in headers:
+        if name not in expected and name not in ignored and not name.endswith(_DERIVED):
+            raise ValueError(f"{headers[name].file} holds {name}, which {_CONFIG} does not call for")
+
+
+def _named_weights(model: Model) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor under the name that Hugging Face gives it. On the host these are views, not copies."""
+    modules = FAMILIES[model.config.family].modules
+    shapes = parameter_shapes(model.config)
+    for parameter, layer, _ in tensors(model.config):
+        top, _, rest = parameter.partition("/")
+        leaf = model.params[top][rest] if rest else model.params[top]
+        if not hasattr(leaf, "dtype") or leaf.shape != shapes[parameter]:
+            raise ValueError(f"{parameter} should be an array of shape {shapes[parameter]}; dequantize a quantized model first")
+        yield tensor_name(modules, parameter, layer), np.asarray(leaf) if layer is None else np.asarray(leaf)[layer]
+
+
+def _write_shards(folder: Path, weights: list[tuple[str, np.ndarray]], max_shard_bytes: int) -> None:
+    shards: list[dict[str, np.ndarray]] = [{}]
+    room = max_shard_bytes
+    for name, array in weights:
+        if shards[-1] and array.nbytes > room:
+            shards.append({})
+            room = max_shard_bytes
+        shards[-1][name] = array
+        room -= array.nbytes
+    if len(shards) == 1:
+        _write_tensors(folder / _SINGLE, shards[0])
+        return
+    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        _write_tensors(folder / file, shard)
+    total = sum(array.nbytes for _, array in weights)
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    try:
+        save_file(contiguous, file, metadata={"format": "pt"})  # without which transformers does not read it
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written: {error}") from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+
+
+def _write_json(file: Path, document: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

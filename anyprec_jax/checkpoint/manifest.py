@@ -1,0 +1,133 @@
+"""The manifest of an artefact: what the folder holds, checked before anything else is read.
+
+`manifest.json` lists every array of the Orbax checkpoint beside it with shape, dtype, size and SHA-256 of its decoded bytes, and
+says which leaves form an any-precision matrix. A folder without a manifest is not an artefact.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+FORMAT = "bandwise.anyprec"
+FORMAT_VERSION = 1
+CODEBOOK_KIND = "float16"  # the paper's: one float16 centroid per code, row and precision
+_FILE = "manifest.json"
+_MAX_MANIFEST_BYTES = 64 << 20
+_DTYPES = {"uint32": np.uint32, "float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArrayEntry:
+    """One leaf of the checkpoint."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
+        if not all(isinstance(size, int) and size >= 0 for size in self.shape):
+            raise ValueError(f"shape {self.shape} is not a list of sizes")
+        expected = int(np.prod(self.shape, dtype=object)) * np.dtype(_DTYPES[self.dtype]).itemsize
+        if self.nbytes != expected:
+            raise ValueError(
+                f"{self.nbytes} bytes do not fit shape {self.shape} of {self.dtype}, which takes {expected}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatrixEntry:
+    """One any-precision matrix, or a stack of them: its leaves are `NAME/bitplanes/P` and `NAME/codebooks/W`."""
+
+    k: int
+    seed_precision: int
+    parent_precision: int
+    codebooks: dict[str, str]  # precision -> kind
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.seed_precision <= self.parent_precision <= 8 or self.k < 1:
+            raise ValueError(f"seed {self.seed_precision}, parent {self.parent_precision}, k {self.k} are no matrix")
+        unknown = sorted(set(self.codebooks.values()) - {CODEBOOK_KIND})
+        if unknown:
+            raise ValueError(f"codebooks of kind {unknown[0]!r}; this version reads {CODEBOOK_KIND!r}")
+        if set(self.codebooks) != {str(w) for w in range(self.seed_precision, self.parent_precision + 1)}:
+            raise ValueError(
+                f"codebooks for precisions {sorted(self.codebooks)}, not {self.seed_precision}..{self.parent_precision}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything about an artefact but its arrays."""
+
+    matrices: dict[str, MatrixEntry]
+    arrays: dict[str, ArrayEntry]
+    provenance: dict[str, Any]  # source, quantization settings, calibration: for people and for resuming
+
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """Precisions that every matrix can be read at."""
+        ranges = [range(m.seed_precision, m.parent_precision + 1) for m in self.matrices.values()]
+        return tuple(sorted(set.intersection(*map(set, ranges)))) if ranges else ()
+
+
+def array_entry(array: np.ndarray) -> ArrayEntry:
+    """Describes an array; the checksum is of its bytes in C order."""
+    contiguous = np.ascontiguousarray(array)
+    digest = hashlib.sha256(contiguous.reshape(-1).view(np.uint8)).hexdigest()
+    return ArrayEntry(shape=array.shape, dtype=array.dtype.name, nbytes=array.nbytes, sha256=digest)
+
+
+def is_artefact(path: Path) -> bool:
+    """Whether `path` claims to be an artefact; `read` says whether it is a sound one."""
+    return (path / _FILE).is_file()
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json` into a folder that is not published yet."""
+    document = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "matrices": {name: dataclasses.asdict(entry) for name, entry in sorted(manifest.matrices.items())},
+        "arrays": {name: dataclasses.asdict(entry) for name, entry in sorted(manifest.arrays.items())},
+        "provenance": manifest.provenance,
+    }
+    (folder / _FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Manifest:
+    """Reads and checks `manifest.json`.
+
+    Raises:
+      ValueError: not an artefact, of a newer version, or damaged; one line that says which.
+    """
+    file = folder / _FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} is not an any-precision artefact: it has no {_FILE}")
+    if file.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise ValueError(f"{file} is {file.stat().st_size:,} bytes, too large for a manifest")
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"{file} is not the manifest of an any-precision artefact (format {FORMAT!r} wanted)")
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{file} has format version {version!r}; this version of bandwise reads {FORMAT_VERSION}")
+    try:
+        return Manifest(
+            matrices={name: MatrixEntry(**entry) for name, entry in document["matrices"].items()},
+            arrays={name: ArrayEntry(**entry) for name, entry in document["arrays"].items()},
+            provenance=dict(document["provenance"]),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error

@@ -1,0 +1,232 @@
+"""The native artefact: a folder with `manifest.json`, `config.json`, tokenizer files and an Orbax checkpoint.
+
+The checkpoint is the parameter tree as it is in memory, with each any-precision matrix spelt out as one leaf per plane and one per
+codebook, so that a reader of w bits touches w planes only. Any JAX project restores it with Orbax alone.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+
+from anyprec_jax.array import AnyPrecArray, validate
+from anyprec_jax.checkpoint import manifest as manifests
+from anyprec_jax.checkpoint.atomic import published
+from anyprec_jax.checkpoint.manifest import ArrayEntry, Manifest, MatrixEntry
+from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.families import config_from_huggingface, config_to_huggingface, parameter_shapes
+from anyprec_jax.models.model import Model
+from anyprec_jax.tokenizer import Tokenizer
+
+_CHECKPOINT = "checkpoint"
+_CONFIG = "config.json"
+
+
+def save_artefact(path: Path, model: Model, *, provenance: Mapping[str, Any]) -> None:
+    """Writes an artefact; it appears under `path` whole or not at all.
+
+    Unquantized leaves are stored in the narrowest of bfloat16, float16 and float32 that holds every value exactly.
+
+    Args:
+      path: must not exist, or be an empty folder.
+      model: at least one linear must be an `AnyPrecArray`.
+      provenance: JSON-able facts about how the model was made.
+
+    Raises:
+      ValueError: nothing in the model is quantized, or an array breaks its invariants.
+      OSError: the folder cannot be written (the path is in the message).
+    """
+    matrices, leaves = flatten(model.params)
+    if not matrices:
+        raise ValueError("an artefact holds any-precision matrices, and this model has none: quantize it first")
+    with published(path) as folder:
+        (folder / _CONFIG).write_text(
+            json.dumps(config_to_huggingface(model.config), indent=2) + "\n", encoding="utf-8"
+        )
+        if model.tokenizer is not None:
+            model.tokenizer.save(folder)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder.absolute() / _CHECKPOINT, args=ocp.args.PyTreeSave(_nest(leaves)))
+        arrays = {name: manifests.array_entry(leaf) for name, leaf in leaves.items()}
+        manifests.write(folder, Manifest(matrices=matrices, arrays=arrays, provenance=dict(provenance)))
+
+
+def load_artefact(path: Path, *, precisions: Sequence[int] | None = None, dtype: Any = jnp.float32) -> Model:
+    """Reads an artefact, only what the named precisions need, and checks every array against its checksum.
+
+    Args:
+      path: the folder.
+      precisions: those that will be asked for; None means all. Planes above the highest are not read, nor are other codebooks.
+      dtype: of the leaves that are not quantized.
+
+    Raises:
+      ValueError: a precision that is not stored; a folder that is damaged, truncated, foreign, or of a newer version.
+    """
+    manifest = manifests.read(path)
+    wanted = _checked_precisions(manifest, precisions, path)
+    config = _read_config(path)
+    _check_shapes(manifest, config, path)
+    names = [name for name in manifest.arrays if _is_needed(name, manifest, wanted)]
+    leaves = _restore(path, {name: manifest.arrays[name] for name in names})
+    params = _assemble(leaves, manifest, wanted, dtype)
+    return Model(config=config, params=params, tokenizer=Tokenizer.from_folder(path))
+
+
+def is_quantized(params: Mapping[str, Any]) -> bool:
+    """Whether any leaf is an any-precision matrix."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, AnyPrecArray))
+    return any(isinstance(leaf, AnyPrecArray) for leaf in leaves)
+
+
+def flatten(params: Mapping[str, Any]) -> tuple[dict[str, MatrixEntry], dict[str, np.ndarray]]:
+    """Spells a parameter tree out as named leaves, `layers/q_proj/bitplanes/0` and so on."""
+    matrices: dict[str, MatrixEntry] = {}
+    leaves: dict[str, np.ndarray] = {}
+    flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, AnyPrecArray))
+    for key_path, leaf in flat:
+        name = "/".join(str(key.key) for key in key_path)
+        if not isinstance(leaf, AnyPrecArray):
+            leaves[name] = narrowest_lossless(np.asarray(leaf))
+            continue
+        validate(leaf)
+        matrices[name] = MatrixEntry(
+            k=leaf.k,
+            seed_precision=leaf.seed_precision,
+            parent_precision=leaf.parent_precision,
+            codebooks={str(w): manifests.CODEBOOK_KIND for w in sorted(leaf.codebooks)},
+        )
+        planes = np.asarray(leaf.bitplanes)
+        leaves |= {
+            f"{name}/bitplanes/{p}": np.ascontiguousarray(planes[..., p, :, :]) for p in range(leaf.parent_precision)
+        }
+        leaves |= {f"{name}/codebooks/{w}": np.asarray(book) for w, book in sorted(leaf.codebooks.items())}
+    return matrices, leaves
+
+
+def narrowest_lossless(array: np.ndarray) -> np.ndarray:
+    """The array in the narrowest of bfloat16, float16 and its own dtype that holds every value exactly."""
+    for dtype in (ml_dtypes.bfloat16, np.float16):
+        with np.errstate(over="ignore"):
+            narrow = array.astype(dtype)
+        if np.dtype(dtype).itemsize < array.dtype.itemsize and np.array_equal(narrow.astype(array.dtype), array):
+            return narrow
+    return array
+
+
+def _checked_precisions(manifest: Manifest, precisions: Sequence[int] | None, path: Path) -> tuple[int, ...]:
+    if not manifest.precisions:
+        raise ValueError(f"{path} is damaged: its manifest lists no matrix that could be read")
+    wanted = tuple(sorted(set(manifest.precisions if precisions is None else precisions)))
+    missing = [w for w in wanted if w not in manifest.precisions]
+    if missing or not wanted:
+        stored = ", ".join(map(str, manifest.precisions))
+        raise ValueError(f"precision {missing[0] if missing else '()'} is not in {path}, which holds {stored}")
+    return wanted
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        return config_from_huggingface(json.loads((path / _CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path / _CONFIG} cannot be used: {error}") from error
+
+
+def _check_shapes(manifest: Manifest, config: ModelConfig, path: Path) -> None:
+    """Every array the manifest names must be one that the model's shape calls for: nothing is allocated on its word alone."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, shape in parameter_shapes(config).items():
+        matrix = manifest.matrices.get(name)
+        if matrix is None:
+            expected[name] = shape
+            continue
+        *lead, n, k = shape
+        if matrix.k != k:
+            raise ValueError(f"{path} is damaged: {name} has k = {matrix.k}, config.json says {k}")
+        for p in range(matrix.parent_precision):
+            expected[f"{name}/bitplanes/{p}"] = (*lead, n, -(-k // 32))
+        for w in matrix.codebooks:
+            expected[f"{name}/codebooks/{w}"] = (*lead, n, 2 ** int(w))
+    if differing := sorted(set(expected) ^ set(manifest.arrays)):
+        side = "lacks" if differing[0] in expected else "has an unexpected"
+        raise ValueError(f"{path} is damaged: its manifest {side} {differing[0]}")
+    for name, entry in manifest.arrays.items():
+        if entry.shape != expected[name]:
+            raise ValueError(
+                f"{path} is damaged: {name} has shape {entry.shape}, config.json calls for {expected[name]}"
+            )
+
+
+def _is_needed(name: str, manifest: Manifest, wanted: Sequence[int]) -> bool:
+    matrix, _, leaf = name.rpartition("/")
+    matrix, _, part = matrix.rpartition("/")
+    if matrix not in manifest.matrices:
+        return True
+    return int(leaf) < max(wanted) if part == "bitplanes" else int(leaf) in wanted
+
+
+def _restore(path: Path, entries: Mapping[str, ArrayEntry]) -> dict[str, np.ndarray]:
+    """Reads the named leaves and nothing else, and verifies them."""
+    folder = path.absolute() / _CHECKPOINT
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            stored = _flat(checkpointer.metadata(folder).item_metadata.tree)
+            for name, entry in entries.items():
+                if name not in stored or tuple(stored[name].shape) != entry.shape:
+                    raise ValueError(f"{name} is not in the checkpoint with the shape that the manifest gives")
+            tree = _nest({name: 0 for name in entries})
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            arguments = ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy, partial_restore=True)
+            leaves = _flat(checkpointer.restore(folder, args=arguments))
+    except MemoryError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise a dozen types for a damaged folder
+        raise ValueError(f"{folder} is damaged or incomplete: {_first_line(error)}") from error
+    for name, entry in entries.items():
+        if manifests.array_entry(leaves[name]) != entry:
+            raise ValueError(f"{path} is damaged: {name} does not match its checksum in the manifest")
+    return leaves
+
+
+def _assemble(leaves: dict[str, np.ndarray], manifest: Manifest, wanted: Sequence[int], dtype: Any) -> dict[str, Any]:
+    """Puts leaves back together, consuming them: each plane is released once it is in its matrix."""
+    params: dict[str, Any] = {}
+    for name, entry in manifest.matrices.items():
+        planes = [leaves.pop(f"{name}/bitplanes/{p}") for p in range(max(wanted))]
+        params[name] = AnyPrecArray(
+            bitplanes=jnp.asarray(np.stack(planes, axis=-3)),
+            codebooks={w: jnp.asarray(leaves.pop(f"{name}/codebooks/{w}")) for w in wanted},
+            seed_precision=min(wanted),
+            parent_precision=max(wanted),
+            k=entry.k,
+        )
+    params |= {name: jnp.asarray(leaf, dtype) for name, leaf in leaves.items()}
+    return _nest(params)
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *folders, last = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = leaf
+    return tree
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,333 @@
+"""The decoder: one pure function of weights, tokens and settings for every family.
+
+Weights are a plain dict, all layers of one parameter stacked along a leading axis and scanned over (one layer is compiled, whatever
+their number). `n` and `k` are outputs and inputs of a linear, L is `num_layers`:
+
+    embedding [vocab, hidden]   final_norm [hidden]   head [vocab, hidden], absent when it is the embedding
+    layers:  input_norm, post_attention_norm [L, hidden]
+             q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj [L, n, k], with q_proj_bias [L, n] and so on where there are
+
+Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names. Hidden states have the dtype
+of the embedding; norms, rotations, softmax and logits are computed in float32.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+
+from anyprec_jax.array import AnyPrecArray, check_precision
+from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.rope import rotate, rotation
+from anyprec_jax.ops import matmul
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+MIN_ATTENTION_BLOCK = 128  # queries; shorter blocks are dominated by overhead
+MAX_ATTENTION_BLOCKS = 8  # each is compiled; eight save 7/16 of the work, more would save at most 1/16
+
+Params: TypeAlias = Mapping[str, Any]
+# (query [seq, heads, head_dim], key [kv, kv_heads, head_dim], value like key, mask [seq, kv]) -> [seq, heads, head_dim], for one
+# sequence. The query is scaled already: what is wanted is softmax(query . key) value.
+Attention: TypeAlias = Callable[[Array, Array, Array, Array], Array]
+
+
+class StackedMatrix(NamedTuple):
+    """One layer's matrix, left in the stack it is part of: slicing it out would copy every plane."""
+
+    stack: AnyPrecArray
+    layer: Int[Array, ""]
+
+
+class KVCache(NamedTuple):
+    """Keys (rotated) and values of the tokens so far; position p of row b is meaningful for `p < lengths[b]`."""
+
+    keys: Float[Array, "layers batch length kv_heads head_dim"]
+    values: Float[Array, "layers batch length kv_heads head_dim"]
+    lengths: Int32[Array, " batch"]
+
+
+def init_cache(config: ModelConfig, *, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> KVCache:
+    """An empty cache with room for `length` tokens in each of `batch` rows."""
+    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+
+
+def forward(
+    params: Params,
+    tokens: Int[Array, "batch seq"],
+    config: ModelConfig,
+    *,
+    precision: int | None,
+    cache: KVCache | None = None,
+    lengths: Int[Array, " batch"] | None = None,
+    attention: Attention | None = None,
+) -> Float32[Array, "batch seq vocab"] | tuple[Float32[Array, "batch seq vocab"], KVCache]:
+    """Logits of the next token at every position.
+
+    Without a cache the rows are whole texts. With one, each row continues what the cache holds of it, and the cache comes back with
+    the tokens appended; donate it (`jax.jit(..., donate_argnames="cache")`) and it is updated in place.
+
+    Args:
+      params: see the module.
+      tokens: ids; a row may be padded on the right with any id. An id outside the vocabulary gives NaN.
+      config: the model's settings.
+      precision: bits at which to read every `AnyPrecArray`; None for a model that has none.
+      cache: what the rows so far have left.
+      lengths: how many tokens of each row are real; None means all. Logits of the others are meaningless.
+      attention: takes the place of `dot_product_attention`, whose contract it must keep. Any hashable callable.
+
+    Returns:
+      Logits, and the new cache if one was given. A row that does not fit in its cache gets NaN: nothing else can be reported from
+      inside a compiled function.
+
+    Raises:
+      ValueError: `precision` does not fit the weights, or shapes do not fit each other.
+    """
+    states = hidden_states(
+        params, tokens, config, precision=precision, cache=cache, lengths=lengths, attention=attention
+    )
+    if isinstance(states, tuple):
+        hidden, cache = states
+        return unembed(params, hidden, config), cache
+    return unembed(params, states, config)
+
+
+def hidden_states(
+    params: Params,
+    tokens: Int[Array, "batch seq"],
+    config: ModelConfig,
+    *,
+    precision: int | None,
+    cache: KVCache | None = None,
+    lengths: Int[Array, " batch"] | None = None,
+    attention: Attention | None = None,
+) -> Float[Array, "batch seq hidden"] | tuple[Float[Array, "batch seq hidden"], KVCache]:
+    """What `forward` computes before `unembed`, for callers that need the logits of a few positions only."""
+    _check_precision(params, precision)
+    _check_shapes(tokens, config, cache, lengths)
+    attend = dot_product_attention if attention is None else attention
+    if cache is None:
+        return _whole_sequences(params, tokens, config, precision=precision, attention=attend)
+    if lengths is None:
+        lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
+    return _continued_sequences(params, tokens, lengths, cache, config, precision=precision, attention=attend)
+
+
+def embed(params: Params, tokens: Int[Array, "*batch"], config: ModelConfig) -> Float[Array, "*batch hidden"]:
+    """The embeddings of tokens; NaN for an id outside the vocabulary."""
+    # Gather would take the last row instead, and say nothing.
+    known = (tokens >= 0) & (tokens < config.vocab_size)
+    rows = jnp.asarray(params["embedding"])[jnp.where(known, tokens, 0)]
+    return jnp.where(known[..., None], rows, jnp.asarray(jnp.nan, rows.dtype))
+
+
+def unembed(params: Params, hidden: Float[Array, "*batch hidden"], config: ModelConfig) -> Float32[Array, "*batch vocab"]:
+    """Logits of hidden states: the final norm and the output head."""
+    normed = rms_norm(hidden, params["final_norm"], config.rms_norm_eps)
+    head = jnp.asarray(params["embedding" if config.tie_embeddings else "head"]).astype(normed.dtype)
+    return jnp.einsum("...k,nk->...n", normed, head, preferred_element_type=jnp.float32)
+
+
+def layer_forward(
+    layer: Params,
+    hidden: Float[Array, "batch seq hidden"],
+    config: ModelConfig,
+    *,
+    precision: int | None = None,
+    attention: Attention | None = None,
+) -> Float[Array, "batch seq hidden"]:
+    """One decoder layer over whole sequences that start at position 0.
+
+    Args:
+      layer: one layer's slice of `params["layers"]`.
+      hidden: the output of the layer before, or of `embed`.
+      config, precision, attention: as for `forward`.
+    """
+    seq = hidden.shape[1]
+    positions = jnp.arange(seq)
+    angles = rotation(positions[None], head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
+    query, key, value = _attention_inputs(layer, hidden, angles, config, precision)
+    attend = jax.vmap(dot_product_attention if attention is None else attention, in_axes=(0, 0, 0, None))
+    # Queries go in blocks, each with the keys up to its end: what is masked for a whole block is neither computed nor stored.
+    size = max(MIN_ATTENTION_BLOCK, -(-seq // MAX_ATTENTION_BLOCKS))
+    blocks = [slice(start, min(start + size, seq)) for start in range(0, seq, size)]
+    attended = [
+        attend(query[:, b], key[:, : b.stop], value[:, : b.stop], positions[None, : b.stop] <= positions[b, None]) for b in blocks
+    ]
+    return _layer_output(layer, hidden, jnp.concatenate(attended, axis=1), config, precision)
+
+
+def dot_product_attention(
+    query: Float[Array, "seq heads head_dim"],
+    key: Float[Array, "kv kv_heads head_dim"],
+    value: Float[Array, "kv kv_heads head_dim"],
+    mask: Bool[Array, "seq kv"],
+) -> Float[Array, "seq heads head_dim"]:
+    """softmax(query . key) value over the positions where `mask` is true, exactly; softmax in float32.
+
+    Query head h reads key head `h // (heads / kv_heads)`. The query is scaled already.
+    """
+    seq, heads, head_dim = query.shape
+    kv, kv_heads, _ = key.shape
+    # One matrix per key head, of seq * (heads / kv_heads) rows, in an order that never transposes the scores: a third faster on CPU.
+    rows = query.reshape(seq, kv_heads, -1, head_dim).swapaxes(0, 1).reshape(kv_heads, -1, head_dim)
+    scores = jnp.einsum("gtd,sgd->gts", rows, key, preferred_element_type=jnp.float32).reshape(kv_heads, seq, -1, kv)
+    weights = jax.nn.softmax(jnp.where(mask[None, :, None, :], scores, -jnp.inf), axis=-1).reshape(kv_heads, -1, kv)
+    mixed = jnp.einsum("gts,sgd->gtd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return mixed.astype(query.dtype).reshape(kv_heads, seq, -1, head_dim).swapaxes(0, 1).reshape(seq, heads, head_dim)
+
+
+def rms_norm(x: Float[Array, "*batch hidden"], weight: Float[Array, " hidden"], eps: float) -> Float[Array, "*batch hidden"]:
+    """`x / sqrt(mean(x**2) + eps) * weight`, in float32, result in the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    weight = jnp.asarray(weight).astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return (wide * scale * weight).astype(x.dtype)
+
+
+def linear(
+    x: Float[Array, "*batch k"], weight: Any, bias: Float[Array, " n"] | None, precision: int | None
+) -> Float[Array, "*batch n"]:
+    """`x @ weight.T + bias`, in the dtype of `x`: the one place that knows what a weight can be.
+
+    Args:
+      x: inputs.
+      weight: `[n, k]`: an array, an `AnyPrecArray` or a `StackedMatrix`.
+      bias: or None.
+      precision: bits at which to read an `AnyPrecArray`.
+    """
+    if isinstance(weight, AnyPrecArray | StackedMatrix):
+        if precision is None:
+            raise ValueError("an any-precision weight is read at a precision, and none was given")
+        array, index = weight if isinstance(weight, StackedMatrix) else (weight, None)
+        product = matmul(x, array, precision=precision, layer=index)
+    else:
+        dense = jnp.asarray(weight).astype(x.dtype)
+        product = jnp.einsum("...k,nk->...n", x, dense, preferred_element_type=jnp.float32).astype(x.dtype)
+    return product if bias is None else product + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "precision", "attention"))
+def _whole_sequences(
+    params: Params, tokens: Array, config: ModelConfig, *, precision: int | None, attention: Attention
+) -> Array:
+    stacks, sliced = _split(params["layers"])
+
+    def step(hidden: Array, indexed: tuple[Array, Params]) -> tuple[Array, None]:
+        layer = _join(stacks, *indexed)
+        return layer_forward(layer, hidden, config, precision=precision, attention=attention), None
+
+    hidden, _ = jax.lax.scan(step, embed(params, tokens, config), (jnp.arange(config.num_layers), sliced))
+    return hidden
+
+
+@functools.partial(jax.jit, static_argnames=("config", "precision", "attention"))
+def _continued_sequences(
+    params: Params,
+    tokens: Array,
+    lengths: Array,
+    cache: KVCache,
+    config: ModelConfig,
+    *,
+    precision: int | None,
+    attention: Attention,
+) -> tuple[Array, KVCache]:
+    batch, seq = tokens.shape
+    room = cache.keys.shape[2]
+    lengths = lengths.astype(jnp.int32)
+    offsets = jnp.arange(seq, dtype=jnp.int32)[None, :]
+    positions = cache.lengths[:, None] + offsets
+    # Padding is written nowhere: the scatter below drops positions outside the cache.
+    slots = jnp.where(offsets < lengths[:, None], positions, room)
+    rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    stacks, sliced = _split(params["layers"])
+    mask = jnp.arange(room, dtype=jnp.int32)[None, None, :] <= positions[:, :, None]
+    angles = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
+
+    # Keys and values of all layers are carried whole and written in place; as inputs and outputs of the scan they would be copied.
+    def step(carry: tuple[Array, Array, Array], indexed: tuple[Array, Params]) -> tuple[tuple[Array, Array, Array], None]:
+        hidden, keys, values = carry
+        index, layer = indexed[0], _join(stacks, *indexed)
+        query, key, value = _attention_inputs(layer, hidden, angles, config, precision)
+        keys = keys.at[index, rows, slots].set(key.astype(keys.dtype), mode="drop", unique_indices=True)
+        values = values.at[index, rows, slots].set(value.astype(values.dtype), mode="drop", unique_indices=True)
+        attended = jax.vmap(attention)(query, keys[index].astype(query.dtype), values[index].astype(query.dtype), mask)
+        return (_layer_output(layer, hidden, attended, config, precision), keys, values), None
+
+    start = (embed(params, tokens, config), cache.keys, cache.values)
+    (hidden, keys, values), _ = jax.lax.scan(step, start, (jnp.arange(config.num_layers), sliced))
+    fits = cache.lengths + lengths <= room
+    hidden = jnp.where(fits[:, None, None], hidden, jnp.asarray(jnp.nan, hidden.dtype))
+    return hidden, KVCache(keys, values, cache.lengths + lengths)
+
+
+def _split(layers: Params) -> tuple[dict[str, AnyPrecArray], dict[str, Array]]:
+    """The leaves that a layer reads out of their stack, and those that a scan slices for it."""
+    stacks = {name: leaf for name, leaf in layers.items() if isinstance(leaf, AnyPrecArray)}
+    return stacks, {name: leaf for name, leaf in layers.items() if name not in stacks}
+
+
+def _join(stacks: Mapping[str, AnyPrecArray], index: Array, sliced: Params) -> dict[str, Any]:
+    """One layer's parameters."""
+    return {**sliced, **{name: StackedMatrix(stack, index) for name, stack in stacks.items()}}
+
+
+def _attention_inputs(
+    layer: Params, hidden: Array, angles: tuple[Array, Array], config: ModelConfig, precision: int | None
+) -> tuple[Array, Array, Array]:
+    """Query (rotated and scaled), key (rotated) and value of every position: [batch, seq, heads, head_dim] each."""
+    normed = rms_norm(hidden, layer["input_norm"], config.rms_norm_eps)
+
+    def heads(name: str) -> Array:
+        return _project(layer, name, normed, precision).reshape(*hidden.shape[:2], -1, config.head_dim)
+
+    query = rotate(heads("q_proj"), *angles) * config.head_dim**-0.5
+    key = rotate(heads("k_proj"), *angles)
+    return query.astype(hidden.dtype), key.astype(hidden.dtype), heads("v_proj")
+
+
+def _layer_output(layer: Params, hidden: Array, attended: Array, config: ModelConfig, precision: int | None) -> Array:
+    """The rest of a layer after attention: the output projection and the gated MLP, each added to its input."""
+    hidden = hidden + _project(layer, "o_proj", attended.reshape(*hidden.shape[:2], -1), precision)
+    normed = rms_norm(hidden, layer["post_attention_norm"], config.rms_norm_eps)
+    gate = jax.nn.silu(_project(layer, "gate_proj", normed, precision))
+    return hidden + _project(layer, "down_proj", gate * _project(layer, "up_proj", normed, precision), precision)
+
+
+def _project(layer: Params, name: str, x: Array, precision: int | None) -> Array:
+    with jax.named_scope(name):
+        return linear(x, layer[name], layer.get(f"{name}_bias"), precision)
+
+
+def _check_precision(params: Params, precision: int | None) -> None:
+    matrices = [(name, w) for name in LINEARS if isinstance(w := params["layers"][name], AnyPrecArray)]
+    if precision is None and matrices:
+        precisions = matrices[0][1].precisions
+        raise ValueError(f"the model is quantized: give a precision from {precisions[0]} to {precisions[-1]}")
+    if precision is not None and not matrices:
+        raise ValueError(f"the model is not quantized: precision must be None, got {precision!r}")
+    for name, matrix in matrices:
+        try:
+            check_precision(matrix, precision)  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def _check_shapes(tokens: Array, config: ModelConfig, cache: KVCache | None, lengths: Array | None) -> None:
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens must be integers [batch, seq], got {tokens.dtype} {tokens.shape}")
+    batch = tokens.shape[0]
+    if lengths is not None and lengths.shape != (batch,):
+        raise ValueError(f"lengths must be [{batch}], one per row of tokens, got {lengths.shape}")
+    if cache is not None:
+        wanted = (config.num_layers, batch, cache.keys.shape[2], config.num_kv_heads, config.head_dim)
+        for name, shape in (("keys", cache.keys.shape), ("values", cache.values.shape)):
+            if shape != wanted:
+                raise ValueError(f"cache {name} for these tokens and this model must be {wanted}, got {shape}")
+        if cache.lengths.shape != (batch,):
+            raise ValueError(f"cache lengths must be [{batch}], one per row of tokens, got {cache.lengths.shape}")

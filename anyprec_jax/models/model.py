@@ -1,0 +1,42 @@
+"""A model in memory."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from anyprec_jax.array import AnyPrecArray, check_precision
+from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.ops import dequantize
+from anyprec_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """What `load` returns. Nothing in it says at which precision it is read: that is an argument of every call.
+
+    Attributes:
+      config: sizes and settings.
+      params: the tree of weights that `decoder` describes, a plain dict of arrays and `AnyPrecArray`s.
+      tokenizer: None where the files have none.
+    """
+
+    config: ModelConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer | None = None
+
+
+def dequantized(model: Model, *, precision: int) -> Model:
+    """The model that `precision` bits stand for, its linears plain float32 arrays.
+
+    Raises:
+      ValueError: the model is not quantized, or not readable at `precision`.
+    """
+    layers = dict(model.params["layers"])
+    stacks = {name: leaf for name, leaf in layers.items() if isinstance(leaf, AnyPrecArray)}
+    if not stacks:
+        raise ValueError("the model is not quantized: there is nothing to dequantize")
+    for name, stack in stacks.items():
+        check_precision(stack, precision)
+        layers[name] = jax.lax.map(lambda matrix: dequantize(matrix, precision=precision), stack)
+    return dataclasses.replace(model, params=model.params | {"layers": layers})

@@ -1,0 +1,45 @@
+"""The parameter tree of a model, filled tensor by tensor from whatever holds the weights."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import DTypeLike
+
+from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.families import LAYERS, parameter_shapes
+
+_ALIGNMENT = 64  # bytes; JAX on CPU uses a NumPy buffer in place if it starts at such an address, and copies it otherwise
+
+
+def assemble(config: ModelConfig, read: Callable[[str, int | None], np.ndarray], *, dtype: DTypeLike) -> dict[str, Any]:
+    """Builds the tree that `decoder` takes.
+
+    Args:
+      config: says which parameters there are; their sizes are believed, so check them against the file first.
+      read: (parameter, layer) -> one tensor of the shape that `families.tensors` gives, of any float dtype.
+      dtype: of the result.
+
+    Memory: the weights once, and one tensor.
+    """
+    params: dict[str, Any] = {"layers": {}}
+    for parameter, shape in parameter_shapes(config).items():
+        if parameter.startswith(LAYERS):
+            stack = _aligned_empty(shape, np.dtype(dtype))
+            for layer in range(config.num_layers):
+                stack[layer] = read(parameter, layer)
+            params["layers"][parameter.removeprefix(LAYERS)] = jax.device_put(stack)
+        else:
+            leaf = _aligned_empty(shape, np.dtype(dtype))
+            leaf[...] = read(parameter, None)
+            params[parameter] = jax.device_put(leaf)
+    return params
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    nbytes = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + nbytes].view(dtype).reshape(shape)
