@@ -1,7 +1,22 @@
 """Calibration windows: which tokens the sensitivity of the weights is measured on."""
 
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Int32
+
+
+def read_text(path: Path) -> str:
+    """The whole of a text file.
+
+    Raises:
+      ValueError: it is not UTF-8.
+      OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def calibration_windows(

@@ -1,0 +1,325 @@
+"""Quantizes a whole model, layer by layer, and survives being killed at any moment.
+
+Work in progress lives in one hidden folder beside the destination:
+
+    .NAME.quantizing/run.json              what is being made: another command must not continue it
+    .NAME.quantizing/sensitivity-00012/    the Fisher sum over the first 12 sequences, one .npy a linear
+    .NAME.quantizing/layer-00007.npz       a finished layer
+
+Every entry is written under another name and then renamed, so that what exists is complete. The same command run again continues from
+there and ends with the same arrays; the artefact itself appears in one rename.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from anyprec_jax import sensitivity
+from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.calibration import calibration_windows, read_text
+from anyprec_jax.checkpoint import load
+from anyprec_jax.checkpoint import manifest as manifests
+from anyprec_jax.checkpoint.atomic import require_free, sync, sync_folder
+from anyprec_jax.checkpoint.orbax import save_artefact
+from anyprec_jax.config import QuantizeConfig
+from anyprec_jax.models.decoder import LINEARS
+from anyprec_jax.models.model import Model
+from anyprec_jax.quantization import quantize
+
+_SECONDS_BETWEEN_SAVES = 60.0
+_RUN = "run.json"
+
+Progress = Callable[[str, int, int], None]  # (phase, steps done, steps in all)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Which text the sensitivity is measured on."""
+
+    text: Path
+    num_sequences: int = 100
+    sequence_length: int = 512
+    seed: int = 0
+
+
+def quantize_model(
+    source: Path,
+    out: Path,
+    config: QuantizeConfig,
+    *,
+    calibration: Calibration | None,
+    progress: Progress = lambda phase, done, total: None,
+) -> None:
+    """Quantizes every linear of the decoder layers and writes an artefact.
+
+    Args:
+      source: a Hugging Face folder or a GGUF file.
+      out: the artefact; must not exist, unless it is the finished result of this very command, which is then left as it is.
+      config: precisions.
+      calibration: the text to measure sensitivity on; None weighs all weights alike.
+      progress: told (phase, steps done, steps in all) after every sequence and every layer.
+
+    Raises:
+      FileExistsError: something else is at `out`, or an unfinished run with other settings.
+      ValueError: unusable source or text; NaN or infinite weights (layer, row and column are named).
+      OSError: not enough room, or no permission.
+
+    Memory: the weights in float32, their Fisher information in float32, and the activations of one sequence.
+    """
+    model = load(source)
+    _require_quantizable(model, source)
+    windows = None if calibration is None else _windows(model, calibration)
+    provenance = _provenance(source, config, calibration, windows)
+    if _is_finished(out, provenance):
+        shutil.rmtree(_staging(out), ignore_errors=True)
+        return
+    with _run_folder(out, provenance, _bytes_needed(model, config)) as folder:
+        scores = None if windows is None else _measure_sensitivity(model, windows, folder, progress)
+        _quantize_layers(model, scores, config, folder, progress)
+        quantized = _assemble(model, config, folder)
+        save_artefact(out, quantized, provenance=provenance)
+        shutil.rmtree(folder)
+
+
+def _require_quantizable(model: Model, source: Path) -> None:
+    for name in LINEARS:
+        leaf = model.params["layers"][name]
+        if isinstance(leaf, AnyPrecArray):
+            raise ValueError(f"{source} is quantized already: give the model it was made from")
+        for layer, weights in enumerate(np.asarray(leaf)):
+            if not np.isfinite(weights).all():
+                row, column = np.argwhere(~np.isfinite(weights))[0]
+                raise ValueError(
+                    f"{source}: {name} of layer {layer} is {weights[row, column]} at row {row}, column {column}"
+                )
+
+
+def _windows(model: Model, calibration: Calibration) -> np.ndarray:
+    if model.tokenizer is None:
+        raise ValueError("calibration needs a tokenizer, and the model has none (tokenizer.json): use uniform weights")
+    tokens = np.asarray(model.tokenizer.encode(read_text(calibration.text), special_tokens=False), np.int32)
+    return calibration_windows(
+        tokens,
+        num_sequences=calibration.num_sequences,
+        sequence_length=calibration.sequence_length,
+        seed=calibration.seed,
+    )
+
+
+def _provenance(
+    source: Path, config: QuantizeConfig, calibration: Calibration | None, windows: np.ndarray | None
+) -> dict[str, Any]:
+    """What the result depends on, by content and not by name: equal provenance means equal arrays on the same machine."""
+    described: dict[str, Any] = {
+        "source": {"name": source.resolve().name, "sha256": _digest(source)},
+        "quantization": dataclasses.asdict(config),
+        "calibration": None,
+    }
+    if calibration is not None and windows is not None:
+        described["calibration"] = {
+            "text": calibration.text.name,
+            "num_sequences": calibration.num_sequences,
+            "sequence_length": calibration.sequence_length,
+            "seed": calibration.seed,
+            "tokens_sha256": hashlib.sha256(windows.tobytes()).hexdigest(),
+        }
+    return described
+
+
+def _digest(source: Path) -> str:
+    """SHA-256 of a file, or of a folder's files in the order of their names."""
+    total = hashlib.sha256()
+    for file in [source] if source.is_file() else sorted(f for f in source.iterdir() if f.is_file()):
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def _is_finished(out: Path, provenance: dict[str, Any]) -> bool:
+    if out.is_dir() and manifests.is_artefact(out):
+        if manifests.read(out).provenance == provenance:
+            return True
+        raise FileExistsError(
+            f"{out} holds an artefact made from another model or with other settings: remove it or choose another place"
+        )
+    require_free(out)
+    return False
+
+
+def _staging(out: Path) -> Path:
+    return out.parent / f".{out.name}.quantizing"
+
+
+@contextlib.contextmanager
+def _run_folder(out: Path, provenance: dict[str, Any], bytes_needed: int) -> Iterator[Path]:
+    """The folder of this run, new or continued, locked against a second process."""
+    folder = _staging(out)
+    is_new = not folder.exists()
+    if is_new:
+        _require_room(out.parent, bytes_needed)
+        folder.mkdir(parents=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(f"another process is writing {out}: wait for it or choose another place") from None
+        _claim(folder, provenance)
+        for leftover in (*folder.glob("*.partial"), *out.parent.glob(f".{out.name}.*.partial")):
+            _remove(leftover)
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def _claim(folder: Path, provenance: dict[str, Any]) -> None:
+    """Records what this run makes, or checks that the run being continued makes the same."""
+    record = folder / _RUN
+    if not record.exists():
+        temporary = folder / f"{_RUN}.partial"
+        temporary.write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+        temporary.rename(record)
+        return
+    started = json.loads(record.read_text(encoding="utf-8"))
+    if started != provenance:
+        differing = ", ".join(key for key in provenance if started.get(key) != provenance[key])
+        raise FileExistsError(
+            f"{folder} holds an unfinished run that differs in {differing}: repeat its command, or remove the folder"
+        )
+
+
+def _require_room(parent: Path, bytes_needed: int) -> None:
+    existing = next(p for p in (parent, *parent.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < bytes_needed:
+        raise OSError(
+            f"quantizing needs about {bytes_needed / 1e9:.1f} GB in {parent}, which has {free / 1e9:.1f} GB free"
+        )
+
+
+def _bytes_needed(model: Model, config: QuantizeConfig) -> int:
+    """Upper bound of what the run and its result take: two Fisher sums, the layers, and the artefact."""
+    linears = [model.params["layers"][name] for name in LINEARS]
+    fisher = sum(leaf.size for leaf in linears) * 4
+    rows = sum(leaf.size // leaf.shape[-1] for leaf in linears)
+    codebooks = rows * 2 * sum(2**w for w in range(config.seed_precision, config.parent_precision + 1))
+    planes = (
+        sum(leaf.size // leaf.shape[-1] * (-(-leaf.shape[-1] // 32) * 4) for leaf in linears) * config.parent_precision
+    )
+    rest = sum(leaf.nbytes for name, leaf in model.params.items() if name != "layers")
+    return 2 * fisher + 2 * (planes + codebooks) + rest
+
+
+def _measure_sensitivity(model: Model, windows: np.ndarray, folder: Path, progress: Progress) -> dict[str, np.ndarray]:
+    """The Fisher sum over all windows, continued from the last one on disk; memory-mapped."""
+    done, total = _last_sum(folder, model)
+    progress("sensitivity", done, len(windows))
+    if done < len(windows):
+        accumulate = sensitivity.sequence_accumulator(model.params, model.config)
+        saved_at = time.monotonic()
+        while done < len(windows):
+            started = time.monotonic()
+            accumulate(jnp.asarray(windows[done]), total)
+            done += 1
+            now = time.monotonic()
+            if done == len(windows) or now - saved_at + (now - started) >= _SECONDS_BETWEEN_SAVES:
+                _save_sum(folder, total, done)
+                saved_at = time.monotonic()
+            progress("sensitivity", done, len(windows))
+    del total
+    return {name: np.load(_sum_folder(folder, done) / f"{name}.npy", mmap_mode="r") for name in LINEARS}
+
+
+def _sum_folder(folder: Path, done: int) -> Path:
+    return folder / f"sensitivity-{done:05d}"
+
+
+def _last_sum(folder: Path, model: Model) -> tuple[int, sensitivity.Sensitivity]:
+    finished = sorted(folder.glob("sensitivity-?????"))
+    if not finished:
+        return 0, sensitivity.zeros(model.params)
+    return int(finished[-1].name[-5:]), {name: np.load(finished[-1] / f"{name}.npy") for name in LINEARS}
+
+
+def _save_sum(folder: Path, total: sensitivity.Sensitivity, done: int) -> None:
+    final = _sum_folder(folder, done)
+    partial = final.with_name(final.name + ".partial")
+    partial.mkdir()
+    for name, values in total.items():
+        np.save(partial / f"{name}.npy", values)
+    sync(partial)
+    partial.rename(final)
+    for older in sorted(folder.glob("sensitivity-?????"))[:-1]:
+        _remove(older)
+
+
+def _quantize_layers(
+    model: Model, scores: dict[str, np.ndarray] | None, config: QuantizeConfig, folder: Path, progress: Progress
+) -> None:
+    layers = {name: np.asarray(model.params["layers"][name]) for name in LINEARS}
+    for layer in range(model.config.num_layers):
+        file = _layer_file(folder, layer)
+        if not file.exists():
+            arrays: dict[str, np.ndarray] = {}
+            for name, leaf in layers.items():
+                weights = np.asarray(leaf[layer], np.float32)
+                score = np.ones_like(weights) if scores is None else np.asarray(scores[name][layer])
+                try:
+                    matrix = quantize(weights, score, config)
+                except ValueError as error:
+                    raise ValueError(f"{name} of layer {layer}: {error}") from error
+                arrays[f"{name}/bitplanes"] = np.asarray(matrix.bitplanes)
+                arrays |= {f"{name}/codebooks/{w}": np.asarray(book) for w, book in matrix.codebooks.items()}
+            _save_layer(file, arrays)
+        progress("quantization", layer + 1, model.config.num_layers)
+
+
+def _layer_file(folder: Path, layer: int) -> Path:
+    return folder / f"layer-{layer:05d}.npz"
+
+
+def _save_layer(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("wb") as stream:
+        np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.rename(file)
+    sync_folder(file.parent)
+
+
+def _assemble(model: Model, config: QuantizeConfig, folder: Path) -> Model:
+    """The model with its linears replaced by stacks of the finished layers; the plain weights are let go one by one."""
+    layers = dict(model.params["layers"])
+    precisions = range(config.seed_precision, config.parent_precision + 1)
+    files = [np.load(_layer_file(folder, layer)) for layer in range(model.config.num_layers)]
+    for name in LINEARS:
+        k = layers.pop(name).shape[-1]
+        layers[name] = AnyPrecArray(
+            bitplanes=jnp.asarray(np.stack([file[f"{name}/bitplanes"] for file in files])),
+            codebooks={w: jnp.asarray(np.stack([file[f"{name}/codebooks/{w}"] for file in files])) for w in precisions},
+            seed_precision=config.seed_precision,
+            parent_precision=config.parent_precision,
+            k=k,
+        )
+    for file in files:
+        file.close()
+    return dataclasses.replace(model, params=model.params | {"layers": layers})
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

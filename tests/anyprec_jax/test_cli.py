@@ -1,0 +1,220 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from typer.testing import CliRunner, Result
+
+from anyprec_jax import cli
+from anyprec_jax.checkpoint import load
+from anyprec_jax.evaluate import perplexity
+from tests.anyprec_jax.tiny import TEXT, save_tiny_model
+
+COMMANDS = ("quantize", "inspect", "evaluate", "generate", "export")
+
+
+def anyprec(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder, a text, and the artefact that `quantize` makes of them."""
+    folder = tmp_path_factory.mktemp("cli")
+    save_tiny_model(folder / "tiny")
+    (folder / "text.txt").write_text(TEXT * 5, encoding="utf-8")
+    done = anyprec(
+        "quantize", folder / "tiny", folder / "artefact", "--calibration", folder / "text.txt",
+        "--num-sequences", 3, "--sequence-length", 32, "--seed-precision", 3, "--parent-precision", 6,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def test_inspect(folder: Path) -> None:
+    shown = anyprec("inspect", folder / "artefact")
+    assert shown.exit_code == 0
+    assert "layers/q_proj" in shown.stdout and "6 bits" in shown.stdout
+
+    report = json.loads(anyprec("inspect", folder / "artefact", "--json").stdout)
+    assert report["precisions"] == [3, 4, 5, 6]
+    assert set(report["matrices"]["layers/q_proj"]["bits_per_weight"]["read"]) == {"3", "4", "5", "6"}
+    assert all(len(array["sha256"]) == 64 for array in report["arrays"].values())
+
+
+def test_evaluate(folder: Path) -> None:
+    arguments = (
+        "evaluate",
+        folder / "artefact",
+        "--text",
+        folder / "text.txt",
+        "--max-tokens",
+        100,
+        "--sequence-length",
+        40,
+    )
+    done = anyprec(*arguments, "--precision", 3, "--precision", 5, "--reference", folder / "tiny", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+
+    assert report["tokens"] == 100
+    assert [row["precision"] for row in report["results"]] == ["reference", 3, 5]
+    assert all(set(row) == {"precision", "perplexity", "kl", "bits_per_weight"} for row in report["results"])
+    model = load(folder / "artefact")
+    assert model.tokenizer is not None
+    tokens = model.tokenizer.encode((folder / "text.txt").read_text(), special_tokens=False)[:100]
+    for row in report["results"][1:]:
+        expected = perplexity(model, tokens, precision=row["precision"], sequence_length=40)
+        assert row["perplexity"] == pytest.approx(expected, rel=1e-6)
+        assert row["kl"] > 0
+        read = json.loads(anyprec("inspect", folder / "artefact", "--json").stdout)["bits_per_weight"]["read"]
+        assert row["bits_per_weight"] == pytest.approx(read[str(row["precision"])], rel=1e-12)
+
+    every = json.loads(anyprec(*arguments, "--json").stdout)["results"]
+    assert [row["precision"] for row in every] == [3, 4, 5, 6]
+    assert all(row["kl"] is None for row in every)
+    assert "perplexity" in anyprec(*arguments).stdout
+
+
+def test_evaluate_an_unquantized_model(folder: Path) -> None:
+    done = anyprec("evaluate", folder / "tiny", "--text", folder / "text.txt", "--sequence-length", 40, "--json")
+    (row,) = json.loads(done.stdout)["results"]
+    assert row["precision"] is None and row["perplexity"] > 1
+
+
+def test_generate(folder: Path) -> None:
+    arguments = ("generate", folder / "artefact", "--prompt", "The quick", "--precision", 4, "--max-new-tokens", 12)
+    streamed = anyprec(*arguments)
+    assert streamed.exit_code == 0, streamed.output
+    report = json.loads(anyprec(*arguments, "--json").stdout)
+    assert streamed.stdout == report["text"] + "\n"
+    assert report["new_tokens"] == len(report["tokens"]) <= 12
+
+    sampled = [anyprec(*arguments, "--temperature", 1.5, "--seed", seed).stdout for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_export_gives_the_same_perplexity(folder: Path) -> None:
+    done = anyprec("export", folder / "artefact", folder / "dense", "--format", "huggingface", "--precision", 4)
+    assert done.exit_code == 0, done.output
+    arguments = ("--text", folder / "text.txt", "--sequence-length", 40, "--json")
+    (exported,) = json.loads(anyprec("evaluate", folder / "dense", *arguments).stdout)["results"]
+    (read,) = json.loads(anyprec("evaluate", folder / "artefact", "--precision", 4, *arguments).stdout)["results"]
+    assert exported["perplexity"] == pytest.approx(read["perplexity"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def broken(folder: Path) -> Path:
+    """Inputs that are not what they seem."""
+    inputs = folder / "broken"
+    inputs.mkdir()
+    (inputs / "prose.txt").write_text("It was a dark and stormy night.")
+    (inputs / "binary.txt").write_bytes(b"\xff\xfe\x00\x81" * 100)
+    (inputs / "truncated.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\x10")
+    (inputs / "empty").mkdir()
+    (inputs / "taken").mkdir()
+    (inputs / "taken" / "thesis.tex").write_text("precious")
+    save_tiny_model(inputs / "nan")
+    tensors = safetensors.numpy.load_file(inputs / "nan" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].copy()
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    safetensors.numpy.save_file(tensors, inputs / "nan" / "model.safetensors")
+    return inputs
+
+
+MISTAKES = {
+    "no model": (("quantize", "{in}/nowhere", "{out}", "--uniform"), "nowhere does not exist"),
+    "prose as model": (("quantize", "{in}/prose.txt", "{out}", "--uniform"), "is not a model"),
+    "an empty folder as model": (("quantize", "{in}/empty", "{out}", "--uniform"), "is not a model"),
+    "truncated GGUF": (("quantize", "{in}/truncated.gguf", "{out}", "--uniform"), "truncated.gguf"),
+    "a NaN": (("quantize", "{in}/nan", "{out}", "--uniform"), "up_proj of layer 1 is nan at row 3, column 5"),
+    "precision 9": (("quantize", "{tiny}", "{out}", "--uniform", "--parent-precision", "9"), "parent_precision=9"),
+    "seed above parent": (
+        ("quantize", "{tiny}", "{out}", "--uniform", "--seed-precision", "5", "--parent-precision", "4"),
+        "seed",
+    ),
+    "no calibration": (("quantize", "{tiny}", "{out}"), "either --calibration FILE or --uniform"),
+    "two calibrations": (("quantize", "{tiny}", "{out}", "--uniform", "--calibration", "{text}"), "either"),
+    "calibration missing": (("quantize", "{tiny}", "{out}", "--calibration", "{in}/nowhere"), "nowhere: No such file"),
+    "calibration a folder": (("quantize", "{tiny}", "{out}", "--calibration", "{in}/empty"), "Is a directory"),
+    "calibration binary": (
+        ("quantize", "{tiny}", "{out}", "--calibration", "{in}/binary.txt"),
+        "binary.txt is not UTF-8",
+    ),
+    "too little text": (("quantize", "{tiny}", "{out}", "--calibration", "{text}"), "need 51,200"),
+    "out taken": (("quantize", "{tiny}", "{in}/taken", "--uniform"), "taken already exists"),
+    "out is a file": (("quantize", "{tiny}", "{in}/prose.txt", "--uniform"), "prose.txt already exists"),
+    "out below a file": (("quantize", "{tiny}", "{in}/prose.txt/out", "--uniform"), "Not a directory"),
+    "artefact again": (("quantize", "{artefact}", "{out}", "--uniform"), "quantized already"),
+    "inspect a model": (("inspect", "{tiny}"), "is not an any-precision artefact"),
+    "inspect nothing": (("inspect", "{in}/nowhere"), "nowhere"),
+    "evaluate precision 9": (("evaluate", "{artefact}", "--text", "{text}", "--precision", "9"), "holds 3, 4, 5, 6"),
+    "evaluate no text": (("evaluate", "{artefact}", "--text", "{in}/nowhere"), "nowhere: No such file"),
+    "evaluate one token": (("evaluate", "{artefact}", "--text", "{text}", "--max-tokens", "1"), "at least 2 tokens"),
+    "evaluate no tokens": (("evaluate", "{artefact}", "--text", "{text}", "--max-tokens", "-3"), "max-tokens"),
+    "evaluate long chunks": (
+        ("evaluate", "{artefact}", "--text", "{text}", "--sequence-length", "999"),
+        "context of 256",
+    ),
+    "precision of a dense model": (("evaluate", "{tiny}", "--text", "{text}", "--precision", "4"), "no precisions"),
+    "generate precision 7": (("generate", "{artefact}", "--prompt", "a", "--precision", "7"), "holds 3, 4, 5, 6"),
+    "generate from nothing": (("generate", "{artefact}", "--prompt", ""), "empty"),
+    "generate too much": (("generate", "{artefact}", "--prompt", "a", "--max-new-tokens", "999"), "context of 256"),
+    "generate a chat without template": (("generate", "{artefact}", "--prompt", "a", "--chat"), "no chat template"),
+    "generate cold": (("generate", "{artefact}", "--prompt", "a", "--temperature", "-1"), "temperature"),
+    "export precision 9": (("export", "{artefact}", "{out}", "--precision", "9"), "holds 3, 4, 5, 6"),
+    "export a dense model": (("export", "{tiny}", "{out}", "--precision", "4"), "no precisions"),
+    "export onto something": (("export", "{artefact}", "{in}/taken", "--precision", "4"), "taken already exists"),
+    "unknown format": (("export", "{artefact}", "{out}", "--precision", "4", "--format", "onnx"), "onnx"),
+    "unknown option": (("generate", "{artefact}", "--prompt", "a", "--beams", "4"), "--beams"),
+    "no prompt": (("generate", "{artefact}"), "--prompt"),
+    "a word for a number": (("evaluate", "{artefact}", "--text", "{text}", "--precision", "four"), "four"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(mistake: str, folder: Path, broken: Path, tmp_path: Path) -> None:
+    arguments, message = MISTAKES[mistake]
+    places = {
+        "in": broken,
+        "out": tmp_path / "out",
+        "tiny": folder / "tiny",
+        "text": folder / "text.txt",
+        "artefact": folder / "artefact",
+    }
+    done = anyprec(*(argument.format(**places) for argument in arguments))
+
+    assert done.exit_code == 2, done.output
+    assert message in " ".join(done.stderr.split())
+    if done.stderr.startswith("error:"):  # otherwise it is the usage, which click prints
+        assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in (broken / "taken").iterdir()] == ["thesis.tex"]
+    assert (broken / "prose.txt").read_text() == "It was a dark and stormy night."
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str) -> None:
+    shown = anyprec(command, "--help")
+    assert shown.exit_code == 0
+    assert f"Example: anyprec {command}" in " ".join(shown.stdout.split())
+
+
+def test_ctrl_c_is_130(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anyprec_jax.model_quantization.quantize_model", interrupt)
+    done = anyprec("quantize", folder / "tiny", tmp_path / "out", "--uniform")
+    assert done.exit_code == 130
+    assert "Traceback" not in done.output
+
+
+def test_a_bug_keeps_its_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("anyprec_jax.inspection.inspect", fail)
+    assert isinstance(anyprec("inspect", folder / "artefact").exception, ZeroDivisionError)

@@ -1,0 +1,267 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anyprec_jax import model_quantization, quantization
+from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.calibration import calibration_windows
+from anyprec_jax.checkpoint import load, manifest, save
+from anyprec_jax.config import QuantizeConfig
+from anyprec_jax.model_quantization import Calibration, quantize_model
+from anyprec_jax.models.decoder import LINEARS
+from anyprec_jax.models.model import Model
+from anyprec_jax.ops import dequantize
+from anyprec_jax.quantization import quantize
+from anyprec_jax.sensitivity import sequence_accumulator, zeros
+from tests.anyprec_jax.tiny import TEXT, save_tiny_model, tiny_model
+
+CONFIG = QuantizeConfig(seed_precision=2, parent_precision=5)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("source") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text(TEXT * 4, encoding="utf-8")
+    return Calibration(text=text, num_sequences=4, sequence_length=24, seed=5)
+
+
+@pytest.fixture(scope="module")
+def finished(source: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "artefact"
+    quantize_model(source, out, CONFIG, calibration=calibration)
+    return out
+
+
+def checksums(out: Path) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in manifest.read(out).arrays.items()}
+
+
+def test_each_matrix_is_what_quantizing_it_alone_gives(source: Path, calibration: Calibration, finished: Path) -> None:
+    model, quantized = load(source), load(finished)
+    assert model.tokenizer is not None
+    tokens = np.asarray(model.tokenizer.encode(calibration.text.read_text(), special_tokens=False), np.int32)
+    scores = zeros(model.params)
+    accumulate = sequence_accumulator(model.params, model.config)
+    for window in calibration_windows(tokens, num_sequences=4, sequence_length=24, seed=5):
+        accumulate(jnp.asarray(window), scores)
+
+    for name in LINEARS:
+        stack = quantized.params["layers"][name]
+        for layer in range(model.config.num_layers):
+            alone = quantize(np.asarray(model.params["layers"][name][layer]), scores[name][layer], CONFIG)
+            np.testing.assert_array_equal(stack.bitplanes[layer], alone.bitplanes)
+            for w in CONFIG.precisions:
+                np.testing.assert_array_equal(stack.codebooks[w][layer], alone.codebooks[w])
+    np.testing.assert_array_equal(quantized.params["embedding"], model.params["embedding"])
+
+
+def test_more_bits_are_closer(source: Path, finished: Path) -> None:
+    weights, quantized = load(source).params["layers"], load(finished).params["layers"]
+    for name in LINEARS:
+        layer = AnyPrecArray(
+            quantized[name].bitplanes[0],
+            {w: book[0] for w, book in quantized[name].codebooks.items()},
+            seed_precision=2,
+            parent_precision=5,
+            k=quantized[name].k,
+        )
+        errors = [float(jnp.mean((dequantize(layer, precision=w) - weights[name][0]) ** 2)) for w in CONFIG.precisions]
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < errors[0] / 8
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL; unlike the signal it unwinds the stack, so the subprocess test below is needed as well."""
+
+
+def test_interrupted_at_every_step_it_continues_to_the_same_arrays(
+    source: Path,
+    calibration: Calibration,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every change that lasts is a rename: run until the next one, stop just before it, and start again, until it is done."""
+    monkeypatch.setattr(model_quantization, "_SECONDS_BETWEEN_SAVES", 0.0)
+    rename, quantized_layers, renames = Path.rename, [], []
+
+    def rename_once_then_die(self: Path, target: Path) -> Path:
+        if renames:
+            raise Killed
+        renames.append(target)
+        return rename(self, target)
+
+    def count(weights, sensitivity, config):
+        quantized_layers.append(weights.shape)
+        return quantize(weights, sensitivity, config)
+
+    monkeypatch.setattr(model_quantization, "quantize", count)
+    out = tmp_path / "artefact"
+    for _attempt in range(40):
+        renames.clear()
+        monkeypatch.setattr(Path, "rename", rename_once_then_die)
+        try:
+            quantize_model(source, out, CONFIG, calibration=calibration)
+            break
+        except Killed:
+            monkeypatch.setattr(Path, "rename", rename)
+            assert not out.exists()
+    else:
+        pytest.fail("it never finished")
+
+    assert checksums(out) == checksums(finished)
+    assert manifest.read(out).provenance == manifest.read(finished).provenance
+    assert [p.name for p in tmp_path.iterdir()] == ["artefact"]
+    # One matrix more than needed for each attempt that died before its layer was renamed: finished layers are not redone.
+    assert len(quantized_layers) <= 2 * 3 * len(LINEARS)
+
+
+def _command(source: Path, out: Path, calibration: Calibration) -> list[str]:
+    counts = ["--num-sequences", "4", "--sequence-length", "24", "--seed", "5"]
+    precisions = ["--seed-precision", "2", "--parent-precision", "5"]
+    program = "from anyprec_jax.cli import main; main()"
+    return [
+        sys.executable, "-c", program, "quantize", str(source), str(out), "--calibration", str(calibration.text), *counts, *precisions
+    ]  # fmt: skip
+
+
+def _kill_then_finish(source: Path, out: Path, calibration: Calibration, kills: int, clean_seconds: float) -> None:
+    rng = random.Random(0)
+    for _ in range(kills):
+        process = subprocess.Popen(
+            _command(source, out, calibration), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(0.3, 1.0) * clean_seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(_command(source, out, calibration), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_ten_times(source: Path, calibration: Calibration, finished: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    subprocess.run(_command(source, tmp_path / "clean", calibration), check=True, capture_output=True)
+    clean_seconds = time.monotonic() - started
+
+    _kill_then_finish(source, tmp_path / "killed", calibration, kills=10, clean_seconds=clean_seconds)
+
+    assert checksums(tmp_path / "killed") == checksums(tmp_path / "clean") == checksums(finished)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clean", "killed"]
+
+
+def test_the_same_command_again_changes_nothing(source: Path, calibration: Calibration, finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    quantize_model(source, finished, CONFIG, calibration=calibration)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+def test_other_settings_do_not_overwrite(source: Path, finished: Path) -> None:
+    before = checksums(finished)
+    with pytest.raises(FileExistsError, match="other settings"):
+        quantize_model(source, finished, CONFIG, calibration=None)
+    assert checksums(finished) == before
+
+
+def test_an_unfinished_run_with_other_settings_is_not_continued(
+    source: Path, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_args: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(model_quantization, "_quantize_layers", die)
+    with pytest.raises(Killed):
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration)
+    with pytest.raises(FileExistsError, match="unfinished run that differs in calibration"):
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
+
+
+def test_a_second_process_is_kept_out(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock is per open file, so a second opening in this process stands for a second process."""
+    errors = []
+
+    def meanwhile(*args: object) -> None:
+        monkeypatch.undo()
+        try:
+            quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
+        except FileExistsError as error:
+            errors.append(str(error))
+        model_quantization._quantize_layers(*args)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(model_quantization, "_quantize_layers", meanwhile)
+    quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
+    assert len(errors) == 1 and "another process" in errors[0]
+    assert load(tmp_path / "out").config.num_layers == 3
+
+
+def test_something_else_in_the_way(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(FileExistsError, match="already exists"):
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "thesis.tex"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named(value: float, tmp_path: Path) -> None:
+    model = tiny_model()
+    broken = model.params["layers"]["up_proj"].at[1, 7, 11].set(value)
+    params = model.params | {"layers": model.params["layers"] | {"up_proj": broken}}
+    save(tmp_path / "broken", Model(config=model.config, params=params, tokenizer=model.tokenizer))
+    with pytest.raises(ValueError, match=r"up_proj of layer 1 .* row 7, column 11"):
+        quantize_model(tmp_path / "broken", tmp_path / "out", CONFIG, calibration=None)
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_disk_that_is_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = os.statvfs_result  # only its meaning matters: nothing is free
+    monkeypatch.setattr(
+        model_quantization.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10, "of": usage})()
+    )
+    with pytest.raises(OSError, match=r"needs about .* GB .* has 0\.0 GB free"):
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_tokenizer_and_too_little_text(source: Path, calibration: Calibration, tmp_path: Path) -> None:
+    silent = tmp_path / "silent"
+    save(silent, Model(config=tiny_model().config, params=tiny_model().params, tokenizer=None))
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        quantize_model(silent, tmp_path / "out", CONFIG, calibration=calibration)
+    quantize_model(silent, tmp_path / "out", CONFIG, calibration=None)  # uniform weights need none
+    assert load(tmp_path / "out").tokenizer is None
+
+    short = Calibration(text=calibration.text, num_sequences=1000, sequence_length=24)
+    with pytest.raises(ValueError, match="1000 sequences of 24 need 24,000"):
+        quantize_model(source, tmp_path / "other", CONFIG, calibration=short)
+
+
+def test_an_artefact_cannot_be_quantized_again(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="quantized already"):
+        quantize_model(finished, tmp_path / "out", CONFIG, calibration=None)
+
+
+def test_the_manifest_tells_how_it_was_made(finished: Path) -> None:
+    provenance = json.loads((finished / "manifest.json").read_text())["provenance"]
+    assert provenance["quantization"] == {"seed_precision": 2, "parent_precision": 5}
+    assert provenance["calibration"]["num_sequences"] == 4
+    assert provenance["calibration"]["seed"] == 5
+    assert provenance["source"]["name"] == "tiny"
+
+
+def test_the_matrix_quantizer_is_the_public_one() -> None:
+    assert model_quantization.quantize is quantization.quantize
