@@ -1,11 +1,11 @@
 """The `anyprec` command: quantize once, read at any precision."""
 
+import contextlib
 import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.exceptions import TyperException
 
 app = typer.Typer(
     name="anyprec",
@@ -33,10 +34,20 @@ ModelPath = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
-def main() -> None:
-    """Entry point of the `anyprec` command."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `anyprec` command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of a save
-    app()
+    try:
+        return app(args=arguments, prog_name="anyprec", standalone_mode=False) or 0
+    except typer.Abort:
+        return INTERRUPTED
+    except TyperException as error:
+        message = error.format_message()
+        # Without any argument the message is the help.
+        _messages.print(
+            message if "\n" in message else f"error: {message.rstrip('.')} (see anyprec --help)", markup=False
+        )
+        return USER_ERROR
 
 
 def _reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -208,7 +219,7 @@ def export(
     _messages.print(f"wrote {dest}", markup=False)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Yields `report(phase, done, total)`: one bar a phase, with the time that is left."""
     columns = (
@@ -219,10 +230,13 @@ def _progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_messages, speed_estimate_period=300) as bars:
+    with contextlib.ExitStack() as stack:
+        bars = Progress(*columns, console=_messages, speed_estimate_period=300)
         tasks: dict[str, Any] = {}
 
         def report(phase: str, done: int, total: int) -> None:
+            if not tasks:
+                stack.enter_context(bars)  # only now: bars that have nothing to show print an empty line
             if phase not in tasks:
                 tasks[phase] = bars.add_task(phase, total=total)
             bars.update(tasks[phase], completed=done)
@@ -236,25 +250,28 @@ def _print_json(document: dict[str, Any]) -> None:
 
 def _print_inspection(report: dict[str, Any]) -> None:
     console = Console(highlight=False)
-    table = Table("matrix", "layers", "n", "k", "resident", *(f"{w} bits" for w in report["precisions"]))
+    precisions = [str(w) for w in report["precisions"]]
+    console.print("bits per weight, planes and codebooks: resident, and read at each precision")
+    table = Table("matrix", "layers", "n", "k", "resident", *precisions, box=None, pad_edge=False)
     for name, matrix in report["matrices"].items():
-        bits = matrix["bits_per_weight"]
-        cells = [f"{bits['read'][str(w)]:.2f}" for w in report["precisions"]]
-        table.add_row(name, *(str(matrix[key]) for key in ("layers", "n", "k")), f"{bits['resident']:.2f}", *cells)
-    bits = report["bits_per_weight"]
-    cells = [f"{bits['read'][str(w)]:.2f}" for w in report["precisions"]]
-    table.add_row("all", "", "", "", f"{bits['resident']:.2f}", *cells)
-    console.print("bits per weight, resident and read at each precision (planes and codebooks)")
+        size = [str(matrix[key]) for key in ("layers", "n", "k")]
+        table.add_row(name.removeprefix("layers/"), *size, *_bits(matrix["bits_per_weight"], precisions))
+    table.add_row("all", "", "", "", *_bits(report["bits_per_weight"], precisions))
     console.print(table)
     sizes = report["bytes"]
     console.print(
         f"{report['quantized_weights']:,} quantized weights in {sizes['quantized'] / 1e6:.1f} MB, "
         f"{report['unquantized_weights']:,} others in {sizes['unquantized'] / 1e6:.1f} MB; "
-        f"{sizes['on_disk'] / 1e6:.1f} MB on disk"
+        f"{sizes['on_disk'] / 1e6:.1f} MB on disk",
+        soft_wrap=True,
     )
     for name, array in report["arrays"].items():
         shape = "x".join(map(str, array["shape"]))
         console.print(f"{array['sha256'][:16]}  {name}  {array['dtype']} {shape}", soft_wrap=True, markup=False)
+
+
+def _bits(bits: dict[str, Any], precisions: Sequence[str]) -> list[str]:
+    return [f"{bits['resident']:.2f}", *(f"{bits['read'][w]:.2f}" for w in precisions)]
 
 
 def _print_evaluation(report: dict[str, Any]) -> None:

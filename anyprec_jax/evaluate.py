@@ -9,23 +9,23 @@ A chunk goes through the reference once and then through the model at each preci
 exist at a time.
 """
 
+import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from anyprec_jax.array import AnyPrecArray, nbytes
-from anyprec_jax.generation import check_precision, readable_precisions
+from anyprec_jax.generation import TokenIds, check_precision, readable_precisions
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.decoder import LINEARS, forward
 from anyprec_jax.models.model import Model
-
-Tokens: TypeAlias = Sequence[int] | Int[np.ndarray, " tokens"]
 
 # KL is summed by a second-order formula where the log-probabilities differ by less than this.
 _SMALL_DIFFERENCE = 0.5
@@ -40,7 +40,7 @@ class Result(NamedTuple):
     bits_per_weight: float  # read at this precision, codebooks included, over the linears of the layers
 
 
-def perplexity(model: Model, tokens: Tokens, *, precision: int | None, sequence_length: int = 512) -> float:
+def perplexity(model: Model, tokens: TokenIds, *, precision: int | None, sequence_length: int = 512) -> float:
     """Perplexity of a text that is tokenized without special tokens; see the module.
 
     Raises:
@@ -52,7 +52,7 @@ def perplexity(model: Model, tokens: Tokens, *, precision: int | None, sequence_
 
 def evaluate(
     model: Model,
-    tokens: Tokens,
+    tokens: TokenIds,
     *,
     precisions: Sequence[int | None] | None = None,
     reference: Model | None = None,
@@ -67,7 +67,7 @@ def evaluate(
       precisions: what to read the model at, None meaning its unquantized weights; by default, all it can be read at.
       reference: the unquantized model that KL is measured from; gets the first row.
       sequence_length: tokens in a chunk, at least 2.
-      progress: told (chunks done, chunks in all).
+      progress: told (passes over a chunk done, passes in all).
 
     Raises:
       ValueError: fewer than 2 tokens, or ids outside the vocabulary; a sequence length below 2 or beyond the context;
@@ -76,21 +76,25 @@ def evaluate(
     Cost: one program per precision, whatever the text; memory for the logits of two chunks, [sequence_length, vocab] in
     float32 each.
     """
-    tokens = np.asarray(tokens, np.int32)
+    text = _checked_tokens(tokens, model.config)
     precisions = list(readable_precisions(model) or [None]) if precisions is None else list(precisions)
-    _check_tokens(tokens, model.config)
     _check_models(model, reference, sequence_length)
     for precision in precisions:
         check_precision(model, precision)
+    model = _on_device(model)
     rows = [_Row(model, precision) for precision in precisions]
-    baseline = None if reference is None else _Row(reference, None)
-    # A text shorter than a chunk needs no padding.
-    chunks = list(_chunks(tokens, min(sequence_length, len(tokens))))
-    for done, (chunk, length) in enumerate(chunks, start=1):
-        expected = None if baseline is None else baseline.log_probabilities(chunk)
-        for row in rows if baseline is None else [baseline, *rows]:
+    baseline = None if reference is None else _Row(_on_device(reference), None)
+    chunks = list(_chunks(text, min(sequence_length, len(text))))  # a text shorter than a chunk needs no padding
+    passes = len(chunks) * (len(rows) + (baseline is not None))
+    done = itertools.count(1)
+    for chunk, length in chunks:
+        expected = None
+        if baseline is not None:
+            expected = baseline.score_reference(chunk, length)
+            progress(next(done), passes)
+        for row in rows:
             row.score(chunk, length, expected)
-        progress(done, len(chunks))
+            progress(next(done), passes)
     first = [] if baseline is None else [baseline.result("reference")]
     return first + [row.result(precision) for row, precision in zip(rows, precisions, strict=True)]
 
@@ -103,28 +107,27 @@ def read_bits_per_weight(params: dict[str, Any], *, precision: int | None) -> fl
 
 
 class _Row:
-    """A model at one precision, and its sums so far: float64, on the host."""
+    """A model at one precision and its sums so far, in float64 on the host."""
 
     def __init__(self, model: Model, precision: int | None) -> None:
-        self._params = jax.tree.map(
-            jnp.asarray, model.params
-        )  # NumPy leaves would be copied to the device at every chunk
+        self._params = model.params
         self._static = {"config": model.config, "precision": precision}
         self._bits_per_weight = read_bits_per_weight(model.params, precision=precision)
-        self._nll, self._kl, self._scored = 0.0, None, 0
+        self._scored = 0
+        self._nll = 0.0
+        self._kl: float | None = None
 
-    def log_probabilities(self, chunk: Int32[np.ndarray, " seq"]) -> Float32[Array, "seq vocab"]:
-        return _log_probabilities(self._params, chunk, **self._static)
+    def score_reference(self, chunk: Int32[np.ndarray, " seq"], length: int) -> Float32[Array, "seq vocab"]:
+        """Scores a chunk, and returns the log-probabilities that others are compared with."""
+        expected = _log_probabilities(self._params, chunk, **self._static)
+        self._add(length, _nll(expected, chunk), np.zeros(len(chunk) - 1, np.float32))
+        return expected
 
     def score(
         self, chunk: Int32[np.ndarray, " seq"], length: int, expected: Float32[Array, "seq vocab"] | None
     ) -> None:
-        nll, kl = _score(self._params, chunk, expected, **self._static)
-        scored = slice(length - 1)  # what padding predicts, and what predicts padding, does not count
-        self._nll += float(np.sum(np.asarray(nll)[scored], dtype=np.float64))
-        if kl is not None:
-            self._kl = (self._kl or 0.0) + float(np.sum(np.asarray(kl)[scored], dtype=np.float64))
-        self._scored += length - 1
+        """Scores the first `length` tokens of a chunk, and compares with what a reference expected, if there is one."""
+        self._add(length, *_score(self._params, chunk, expected, **self._static))
 
     def result(self, precision: int | Literal["reference"] | None) -> Result:
         return Result(
@@ -133,6 +136,18 @@ class _Row:
             kl=None if self._kl is None else self._kl / self._scored,
             bits_per_weight=self._bits_per_weight,
         )
+
+    def _add(self, length: int, nll: Any, kl: Any) -> None:
+        scored = slice(length - 1)  # what padding predicts, and what predicts padding, does not count
+        self._scored += length - 1
+        self._nll += float(np.sum(np.asarray(nll)[scored], dtype=np.float64))
+        if kl is not None:
+            self._kl = (self._kl or 0.0) + float(np.sum(np.asarray(kl)[scored], dtype=np.float64))
+
+
+def _on_device(model: Model) -> Model:
+    """NumPy leaves would be copied to the device at every pass."""
+    return dataclasses.replace(model, params=jax.tree.map(jnp.asarray, model.params))
 
 
 def _chunks(tokens: Int32[np.ndarray, " tokens"], size: int) -> Iterator[tuple[Int32[np.ndarray, " size"], int]]:
@@ -161,9 +176,15 @@ def _score(
     precision: int | None,
 ) -> tuple[Float32[Array, " scored"], Float32[Array, " scored"] | None]:
     """Negative log-likelihood of every token but the first, and KL from `expected` where each is predicted."""
-    predicted = _log_probabilities(params, tokens, config=config, precision=precision)[:-1]
-    nll = -jnp.take_along_axis(predicted, tokens[1:, None], axis=1)[:, 0]
-    return nll, None if expected is None else kl_divergence(expected[:-1], predicted)
+    predicted = _log_probabilities(params, tokens, config=config, precision=precision)
+    divergence = None if expected is None else kl_divergence(expected[:-1], predicted[:-1])
+    return _nll(predicted, tokens), divergence
+
+
+@jax.jit
+def _nll(log_probabilities: Float32[Array, "seq vocab"], tokens: Int32[Array, " seq"]) -> Float32[Array, " scored"]:
+    """Negative log-likelihood of every token but the first."""
+    return -jnp.take_along_axis(log_probabilities[:-1], tokens[1:, None], axis=1)[:, 0]
 
 
 def kl_divergence(
@@ -183,14 +204,16 @@ def kl_divergence(
     return jnp.sum(jnp.where(jnp.abs(difference) < _SMALL_DIFFERENCE, small, large), axis=-1)
 
 
-def _check_tokens(tokens: np.ndarray, config: ModelConfig) -> None:
-    if len(tokens) < 2:
-        raise ValueError(f"scoring needs at least 2 tokens, but the text has {len(tokens)}")
-    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+def _checked_tokens(tokens: TokenIds, config: ModelConfig) -> Int32[np.ndarray, " tokens"]:
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or len(ids) < 2:
+        raise ValueError(f"scoring needs one text of at least 2 tokens, but came tokens of shape {ids.shape}")
+    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= config.vocab_size:
         raise ValueError(
-            f"token ids should lie in [0, {config.vocab_size}), but the text has {tokens.min()} to {tokens.max()}: "
+            f"token ids should be integers in [0, {config.vocab_size}), but the text has {ids.min()} to {ids.max()}: "
             "was it tokenized for another model?"
         )
+    return ids.astype(np.int32)
 
 
 def _check_models(model: Model, reference: Model | None, sequence_length: int) -> None:

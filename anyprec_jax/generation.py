@@ -6,6 +6,7 @@ being written.
 """
 
 import functools
+import operator
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -24,7 +25,8 @@ from anyprec_jax.sampling import Sampling, checked_sampling, sample
 from anyprec_jax.text_stream import TextBuffer
 from anyprec_jax.tokenizer import Tokenizer
 
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]  # text, token ids, or (with chat=True) a conversation
+TokenIds: TypeAlias = Sequence[int] | Int[np.ndarray, " tokens"] | Int[Array, " tokens"]
+Prompt: TypeAlias = str | TokenIds | Sequence[Message]  # text, token ids, or (with chat=True) a conversation
 
 _MAX_PREFILL = 512  # tokens of a prompt in one step: bounds the attention scores to [heads, 512, context]
 _MIN_PREFILL = 16
@@ -174,6 +176,8 @@ def stream(
     ids = _prompt_ids(model, prompt, chat)
     _check_limits(model, len(ids), max_new_tokens)
     check_precision(model, precision)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed should be between 0 and {2**32 - 1}, but is {seed}")
     text = _text_buffer(model.tokenizer, ids, stop)
     started = time.perf_counter()
     params = jax.tree.map(jnp.asarray, model.params)  # NumPy leaves would be copied to the device at every step
@@ -201,7 +205,7 @@ def _prompt_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
         else:
             ids = model.tokenizer.encode(str(prompt), special_tokens=True)
     else:
-        ids = [int(id) for id in prompt]  # pyright: ignore[reportArgumentType]
+        ids = [operator.index(id) for id in prompt]  # pyright: ignore[reportArgumentType]
     if not ids:
         raise ValueError("the prompt is empty: give at least one token to continue")
     if min(ids) < 0 or max(ids) >= model.config.vocab_size:

@@ -96,7 +96,7 @@ def seed_clusters(rows: SortedRows, *, precision: int) -> Clusters:
 
 
 def centroids(
-    rows: SortedRows, borders: Int32[np.ndarray, "n clusters+1"], inherited: Float64[np.ndarray, "n clusters"]
+    rows: SortedRows, borders: Int32[np.ndarray, "n borders"], inherited: Float64[np.ndarray, "n clusters"]
 ) -> Float64[np.ndarray, "n clusters"]:
     """The mass-weighted mean of every cluster; an empty cluster's is `inherited`."""
     means = inherited.copy()

@@ -45,9 +45,8 @@ def checked_sampling(
         raise ValueError(f"min_p should be between 0 and 1, but is {min_p}")
     if temperature == 0:
         return Sampling()
-    return Sampling(
-        temperature, top_k, None if top_p == 1 else top_p, min_p
-    )  # rounded sums would reach 1 before the last token
+    # A rounded sum can reach 1 before the last token.
+    return Sampling(temperature, top_k, None if top_p == 1 else top_p, min_p)
 
 
 def sample(logits: Float[Array, " vocab"], key: Key[Array, ""], sampling: Sampling) -> Int32[Array, ""]:
@@ -91,7 +90,7 @@ def _keep_until(
     """Keeps the largest logits until their weights add up to `total`; the others become minus infinity.
 
     The threshold is built bit by bit, from the most significant, as the largest value at or above which the weights
-    reach `total`. That is exact and, at 32 sums, ten times faster than sorting a vocabulary on a CPU.
+    reach `total`. That takes 32 sums, and on a CPU a quarter of the time of sorting a vocabulary.
     """
     bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
     # Integers in the order of the floats. The bits of negative floats count down.

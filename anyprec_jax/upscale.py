@@ -21,34 +21,37 @@ def upscale(rows: SortedRows, clusters: Clusters) -> Clusters:
     n, parents = clusters.centroids.shape
     borders = np.empty((n, 2 * parents + 1), np.int32)
     borders[:, 0::2] = clusters.borders
-    _split_rows(rows.values, rows.cumulative, clusters.centroids, borders)
+    _split_rows(rows.values, rows.cumulative, borders)
     return Clusters(borders, centroids(rows, borders, np.repeat(clusters.centroids, 2, axis=1)))
 
 
 @compiled_parallel
-def _split_rows(values, cumulative, centroids, borders):
-    for row in numba.prange(len(centroids)):
-        _split_row(values[row], cumulative[row], centroids[row], borders[row])
+def _split_rows(values, cumulative, borders):
+    for row in numba.prange(len(borders)):
+        _split_row(values[row], cumulative[row], borders[row])
 
 
 @compiled
-def _split_row(values, cumulative, centroids, borders):
-    for c in range(len(centroids)):
-        borders[2 * c + 1] = _best_split(values, cumulative, borders[2 * c], borders[2 * c + 2], centroids[c])
+def _split_row(values, cumulative, borders):
+    """Fills in every second border."""
+    for c in range(1, len(borders), 2):
+        borders[c] = _best_split(values, cumulative, borders[c - 1], borders[c + 1])
 
 
 @compiled
-def _best_split(values, cumulative, start, stop, centroid):
+def _best_split(values, cumulative, start, stop):
     """Where the right half of values[start:stop] starts.
 
-    With masses a and b and moments A and B of the halves, the error falls by (A * b - B * a)**2 / (a * b * (a + b)): fractions of
-    one positive denominator, compared by cross multiplication.
+    With masses a and b and moments A and B of the halves, the error falls by (A * b - B * a)**2 / (a * b * (a + b)). Of these
+    fractions a + b is common, the rest is compared by cross multiplication.
     """
     if stop - start < 2:
         return stop
     first = np.float64(values[start])
     mass = cumulative[stop] - cumulative[start]
-    moment = mass * (centroid - first)
+    moment = 0.0
+    for i in range(start, stop):
+        moment += (cumulative[i + 1] - cumulative[i]) * (values[i] - first)
     left_moment = 0.0
     best, best_numerator, best_denominator = start + 1, -1.0, 1.0
     for i in range(start + 1, stop):

@@ -23,6 +23,7 @@ ROOMS = {
         "ops",
         "chat",
         "tokenizer",
+        "text_stream",
         "models",
         "calibration",
         "sensitivity",

@@ -136,7 +136,9 @@ def _config(reader: GGUFReader, name: str, family: Family, stored: Mapping[str, 
     head_dim = number("attention.key_length", hidden_size // num_heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if number(key, head_dim) != head_dim:
-            raise ValueError(f"{prefix}.{key} {number(key)} is not supported; supported is the width of a head, {head_dim}")
+            raise ValueError(
+                f"{prefix}.{key} {number(key)} is not supported; supported is the width of a head, {head_dim}"
+            )
     theta = _shortest(_required(reader, f"{prefix}.rope.freq_base", float, 10_000.0))
     embedding = stored.get(tensor_name(family.gguf_modules, "embedding", None))
     if embedding is None:
@@ -173,7 +175,9 @@ def _rope_scaling(
     kind = _required(reader, f"{prefix}.rope.scaling.type", str, "linear")
     factor = number("scaling.factor", number("scale_linear", 1.0)) or 1.0  # llama.cpp: 0 is none
     if kind not in ("none", "linear", "yarn"):
-        raise ValueError(f"rope scaling {kind!r} is not supported; supported are none, linear, yarn and {_ROPE_FACTORS}")
+        raise ValueError(
+            f"rope scaling {kind!r} is not supported; supported are none, linear, yarn and {_ROPE_FACTORS}"
+        )
     if kind == "none" or factor == 1.0:
         return None if factors is None else _scaling_by_factors(np.asarray(factors.data, np.float32), head_dim, theta)
     if factors is not None:
@@ -192,7 +196,9 @@ def _rope_scaling(
 def _scaling_by_factors(factors: np.ndarray, head_dim: int, theta: float) -> RopeScaling | None:
     """The scaling that a tensor of factors stands for: Llama 3's by name if it is that one, so that other programs know it too."""
     if factors.shape != (head_dim // 2,):
-        raise ValueError(f"{_ROPE_FACTORS} has shape {factors.shape}, and heads of {head_dim} have {head_dim // 2} pairs")
+        raise ValueError(
+            f"{_ROPE_FACTORS} has shape {factors.shape}, and heads of {head_dim} have {head_dim // 2} pairs"
+        )
     by_pair = FrequencyFactors(factors=tuple(_shortest(factor) for factor in factors))
     if np.all(factors == 1):
         return None
@@ -211,7 +217,9 @@ def _check_tensors(config: ModelConfig, family: Family, stored: Mapping[str, Rea
         name = tensor_name(family.gguf_modules, parameter, layer)
         expected.add(name)
         if name not in stored:
-            if parameter.endswith("_bias"):  # llama.cpp has each bias or not; Hugging Face all or none, and zero is no bias
+            if parameter.endswith(
+                "_bias"
+            ):  # llama.cpp has each bias or not; Hugging Face all or none, and zero is no bias
                 continue
             raise ValueError(f"it lacks the tensor {name}")
         found = tuple(int(size) for size in reversed(stored[name].shape))
@@ -237,7 +245,9 @@ def _decoded(path: Path, tensor: ReaderTensor) -> np.ndarray:
         with np.errstate(all="ignore"):  # infinite scales give NaN, and NaN is for the user of the weights to judge
             return gguf.dequantize(data, tensor.tensor_type)
     except NotImplementedError as error:
-        raise ValueError(f"{path}: {tensor.name} is of type {tensor.tensor_type.name}, which cannot be decoded") from error
+        raise ValueError(
+            f"{path}: {tensor.name} is of type {tensor.tensor_type.name}, which cannot be decoded"
+        ) from error
 
 
 def _with_halves_apart(values: np.ndarray, num_heads: int) -> np.ndarray:

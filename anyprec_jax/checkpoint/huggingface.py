@@ -136,7 +136,9 @@ def _read_weight_map(index: Path) -> dict[str, str]:
 def _no_weights(path: Path) -> Exception:
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
     if pickles:
-        return ValueError(f"{path} has its weights in {pickles[0]}: pickles can run code and are not read; convert them to safetensors")
+        return ValueError(
+            f"{path} has its weights in {pickles[0]}: pickles can run code and are not read; convert them to safetensors"
+        )
     return FileNotFoundError(f"{path} has no weights: neither {_SINGLE} nor {_INDEX}")
 
 
@@ -183,7 +185,9 @@ def _named_weights(model: Model) -> Iterator[tuple[str, np.ndarray]]:
         top, _, rest = parameter.partition("/")
         leaf = model.params[top][rest] if rest else model.params[top]
         if not hasattr(leaf, "dtype") or leaf.shape != shapes[parameter]:
-            raise ValueError(f"{parameter} should be an array of shape {shapes[parameter]}; dequantize a quantized model first")
+            raise ValueError(
+                f"{parameter} should be an array of shape {shapes[parameter]}; dequantize a quantized model first"
+            )
         yield tensor_name(modules, parameter, layer), np.asarray(leaf) if layer is None else np.asarray(leaf)[layer]
 
 

@@ -31,7 +31,6 @@ class ArrayEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
         if not all(isinstance(size, int) and size >= 0 for size in self.shape):
@@ -126,7 +125,10 @@ def read(folder: Path) -> Manifest:
     try:
         return Manifest(
             matrices={name: MatrixEntry(**entry) for name, entry in document["matrices"].items()},
-            arrays={name: ArrayEntry(**entry) for name, entry in document["arrays"].items()},
+            arrays={
+                name: ArrayEntry(**entry | {"shape": tuple(entry["shape"])})
+                for name, entry in document["arrays"].items()
+            },
             provenance=dict(document["provenance"]),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -74,7 +74,7 @@ def forward(
 
     Args:
       params: see the module.
-      tokens: ids; a row may be padded on the right with any id. An id outside the vocabulary gives NaN.
+      tokens: ids; a row may be padded on the right with anything.
       config: the model's settings.
       precision: bits at which to read every `AnyPrecArray`; None for a model that has none.
       cache: what the rows so far have left.
@@ -82,8 +82,8 @@ def forward(
       attention: takes the place of `dot_product_attention`, whose contract it must keep. Any hashable callable.
 
     Returns:
-      Logits, and the new cache if one was given. A row that does not fit in its cache gets NaN: nothing else can be reported from
-      inside a compiled function.
+      Logits, and the new cache if one was given. A compiled function cannot raise: logits are NaN for a row that does not fit in
+      its cache, and from a token outside the vocabulary on.
 
     Raises:
       ValueError: `precision` does not fit the weights, or shapes do not fit each other.
@@ -111,21 +111,19 @@ def hidden_states(
     _check_precision(params, precision)
     _check_shapes(tokens, config, cache, lengths)
     attend = dot_product_attention if attention is None else attention
-    if cache is None:
-        return _whole_sequences(params, tokens, config, precision=precision, attention=attend)
     if lengths is None:
         lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
+    if cache is None:
+        return _whole_sequences(params, tokens, lengths, config, precision=precision, attention=attend)
     return _continued_sequences(params, tokens, lengths, cache, config, precision=precision, attention=attend)
 
 
 def embed(params: Params, tokens: Int[Array, "*batch"], config: ModelConfig) -> Float[Array, "*batch hidden"]:
-    """The embeddings of tokens; NaN for an id outside the vocabulary."""
-    # Gather would take the last row instead, and say nothing.
-    known = (tokens >= 0) & (tokens < config.vocab_size)
-    rows = jnp.asarray(params["embedding"])[jnp.where(known, tokens, 0)]
-    return jnp.where(known[..., None], rows, jnp.asarray(jnp.nan, rows.dtype))
+    """The embeddings of tokens."""
+    return jnp.asarray(params["embedding"])[jnp.clip(tokens, 0, config.vocab_size - 1)]
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def unembed(params: Params, hidden: Float[Array, "*batch hidden"], config: ModelConfig) -> Float32[Array, "*batch vocab"]:
     """Logits of hidden states: the final norm and the output head."""
     normed = rms_norm(hidden, params["final_norm"], config.rms_norm_eps)
@@ -214,7 +212,7 @@ def linear(
 
 @functools.partial(jax.jit, static_argnames=("config", "precision", "attention"))
 def _whole_sequences(
-    params: Params, tokens: Array, config: ModelConfig, *, precision: int | None, attention: Attention
+    params: Params, tokens: Array, lengths: Array, config: ModelConfig, *, precision: int | None, attention: Attention
 ) -> Array:
     stacks, sliced = _split(params["layers"])
 
@@ -223,7 +221,7 @@ def _whole_sequences(
         return layer_forward(layer, hidden, config, precision=precision, attention=attention), None
 
     hidden, _ = jax.lax.scan(step, embed(params, tokens, config), (jnp.arange(config.num_layers), sliced))
-    return hidden
+    return _where(_are_known(tokens, lengths, config), hidden)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "precision", "attention"))
@@ -262,8 +260,19 @@ def _continued_sequences(
     start = (embed(params, tokens, config), cache.keys, cache.values)
     (hidden, keys, values), _ = jax.lax.scan(step, start, (jnp.arange(config.num_layers), sliced))
     fits = cache.lengths + lengths <= room
-    hidden = jnp.where(fits[:, None, None], hidden, jnp.asarray(jnp.nan, hidden.dtype))
+    hidden = _where(fits[:, None] & _are_known(tokens, lengths, config), hidden)
     return hidden, KVCache(keys, values, cache.lengths + lengths)
+
+
+def _are_known(tokens: Array, lengths: Array, config: ModelConfig) -> Array:
+    """bool [batch, seq]: no real token up to here is outside the vocabulary."""
+    real = jnp.arange(tokens.shape[1])[None, :] < lengths[:, None]
+    unknown = real & ((tokens < 0) | (tokens >= config.vocab_size))
+    return jnp.cumsum(unknown, axis=1) == 0
+
+
+def _where(good: Array, hidden: Array) -> Array:
+    return jnp.where(good[:, :, None], hidden, jnp.asarray(jnp.nan, hidden.dtype))
 
 
 def _split(layers: Params) -> tuple[dict[str, AnyPrecArray], dict[str, Array]]:

@@ -52,7 +52,7 @@ def rotation(
 
 
 def rotate(
-    x: Float[Array, "*batch heads head_dim"], cosine: Float32[Array, "*batch pairs"], sine: Float32[Array, "*batch pairs"]
+    x: Float[Array, "*batch heads head_dim"], cosine: Float32[Array, "*#batch pairs"], sine: Float32[Array, "*#batch pairs"]
 ) -> Float32[Array, "*batch heads head_dim"]:
     """Turns every pair of every head; float32 out, so that the caller rounds once."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

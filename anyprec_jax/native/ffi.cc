@@ -45,15 +45,15 @@ bool equal(Dimensions dimensions, std::initializer_list<int64_t> wanted) {
   return std::equal(dimensions.begin(), dimensions.end(), wanted.begin(), wanted.end());
 }
 
-// One call's work and everything its threads share. Kept alive by each of them: a thread that starts after the last task
-// was taken must still find the counter.
+// One call's work and everything its threads share. Kept alive by each of them: a thread that starts after the last
+// task was taken must still find the counter.
 struct Job {
   anyprec::Matrix matrix;
   int64_t m;
-  std::vector<float> arranged;        // [m, padded_k]
-  float* y;                           // [m, n]; `unrounded` when the result is bfloat16
-  anyprec::BFloat16* rounded;         // [m, n], or null when the result is float32
-  std::vector<float> unrounded;
+  std::vector<float> arranged;   // [m, padded_k]
+  float* y;                      // [m, n]; that of `unrounded` when the result is bfloat16
+  anyprec::BFloat16* rounded;    // [m, n], or null when the result is float32
+  std::vector<float> unrounded;  // [m, n], or empty
   int64_t num_tasks;
   std::atomic<int64_t> next_task{0}, unfinished_tasks;
   ffi::Promise done;
@@ -69,7 +69,8 @@ struct Job {
     anyprec::multiply_rows(matrix, arranged.data(), m, first, last, y);
     if (rounded == nullptr) return;
     for (int64_t b = 0; b < m; ++b)
-      for (int64_t i = b * matrix.n + first; i < b * matrix.n + last; ++i) rounded[i] = anyprec::round_to_bfloat16(y[i]);
+      std::transform(y + b * matrix.n + first, y + b * matrix.n + last, rounded + b * matrix.n + first,
+                     anyprec::round_to_bfloat16);
   }
 };
 
@@ -142,8 +143,8 @@ ffi::Future failed(ffi::Error error) {
 
 // x [m, k], bitplanes [layers, parent, n, words], codebook [layers, n, 2**precision], layer [] -> y [m, n].
 //
-// The layer is an operand so that a loop over layers hands over the whole stack by its address: a slice taken before the
-// call would be copied. Returns before the other threads are done, which keeps XLA's own thread free.
+// The layer is an operand so that a loop over layers hands over the whole stack by its address: a slice taken before
+// the call would be copied. Returns before the other threads are done, which keeps XLA's own thread free.
 ffi::Future matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U32> bitplanes,
                    ffi::Buffer<ffi::F16> codebook, ffi::BufferR0<ffi::S32> layer, ffi::Result<ffi::AnyBuffer> y,
                    int64_t precision) {

@@ -58,7 +58,7 @@ template <int precision>
 struct Decoder {
   static constexpr int kFields = codes_per_byte(precision);
   static constexpr int kShifts = 8 / kFields;
-  static constexpr int kUnroll = 8;          // look-ups per turn of the loop; divides the bytes of one word, 4 * kShifts
+  static constexpr int kUnroll = 8;          // look-ups per turn of the loop; divides 4 * kShifts, a word's share
   using Entry = std::array<float, kFields>;  // the weights that one byte stands for
 
   alignas(64) Entry table[1 << (kFields * precision)];
@@ -153,7 +153,8 @@ void arrange_row(const Float* x, std::int64_t k, int precision, float* arranged)
 BFloat16 round_to_bfloat16(float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>((bits >> 16) | 0x40u)};  // keep a NaN quiet
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  if (is_nan) return {static_cast<std::uint16_t>((bits >> 16) | 0x40u)};
   return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 

@@ -1,8 +1,8 @@
 // Products of a few activation rows with a weight matrix kept as bitplanes and per-row codebooks.
 //
-// This header knows nothing of XLA or Python: ffi.cc binds it. Contract (the oracle is ops/reference.py): for
-// 0 <= r < n and 0 <= c < k, let code(r, c) collect bit c of row r from the first `precision` planes, plane 0 giving the
-// most significant bit. Then y[b, r] = sum over c of codebook[r, code(r, c)] * x[b, c], in fp32.
+// This file knows nothing of XLA or Python: ffi.cc binds it. Contract (the oracle is ops/reference.py): for 0 <= r < n
+// and 0 <= c < k, let code(r, c) collect bit c of row r from the first `precision` planes, plane 0 giving the most
+// significant bit. Then y[b, r] = sum over c of codebook[r, code(r, c)] * x[b, c], in fp32.
 //
 // Every sum is taken in the same order whatever the number of threads, the number of activation rows and the processor,
 // so results are the same bits everywhere.

@@ -72,10 +72,11 @@ Operation = Callable[[Array, Array, Array, Array], Array]
 
 @functools.partial(jax.jit, static_argnames="operation")  # a call outside `jit` then copies no planes
 def _multiply(x: Array, bitplanes: Array, codebook: Array, layer: Array | None, *, operation: Operation) -> Array:
+    index = jnp.asarray(0 if layer is None else layer, jnp.int32)
     if layer is None:  # a stack of one
-        bitplanes, codebook, layer = bitplanes[None], codebook[None], jnp.int32(0)
+        bitplanes, codebook = bitplanes[None], codebook[None]
     *batch, k = x.shape
-    product = operation(x.reshape(math.prod(batch), k), bitplanes, codebook, layer.astype(jnp.int32))
+    product = operation(x.reshape(math.prod(batch), k), bitplanes, codebook, index)
     return product.reshape(*batch, bitplanes.shape[-2])
 
 

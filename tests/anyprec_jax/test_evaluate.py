@@ -133,8 +133,19 @@ class TestEvaluate:
 
     def test_progress(self) -> None:
         seen: list[tuple[int, int]] = []
-        evaluate(reference(), TOKENS, sequence_length=LENGTH, progress=lambda done, total: seen.append((done, total)))
-        assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        evaluate(
+            reference(),
+            TOKENS,
+            reference=reference(),
+            sequence_length=LENGTH,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+        assert seen == [(done, 8) for done in range(1, 9)]  # 4 chunks through 2 models
+
+    def test_numpy_leaves(self) -> None:
+        model = dataclasses.replace(reference(), params=jax.tree.map(np.asarray, reference().params))
+        rows = [evaluate(m, TOKENS, sequence_length=LENGTH) for m in (model, reference())]
+        assert rows[0] == rows[1]
 
     def test_half_precision_weights_are_scored_in_float32(self) -> None:
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), reference().params)
@@ -223,10 +234,11 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("changes", "complaint"),
         [
-            ({"tokens": TOKENS[:1]}, "scoring needs at least 2 tokens, but the text has 1"),
-            ({"tokens": []}, "scoring needs at least 2 tokens, but the text has 0"),
-            ({"tokens": [1, 260]}, r"token ids should lie in \[0, 260\), but the text has 1 to 260"),
-            ({"tokens": [-1, 5]}, "token ids should lie in"),
+            ({"tokens": TOKENS[:1]}, r"scoring needs one text of at least 2 tokens, but came tokens of shape \(1,\)"),
+            ({"tokens": []}, r"tokens of shape \(0,\)"),
+            ({"tokens": [1, 260]}, r"token ids should be integers in \[0, 260\), but the text has 1 to 260"),
+            ({"tokens": [-1, 5]}, "token ids should be integers in"),
+            ({"tokens": [1, 2**40]}, "token ids should be integers in"),
             ({"sequence_length": 1}, "sequence_length should be between 2 and the context of 256, but is 1"),
             ({"sequence_length": 257}, "sequence_length should be between 2 and the context of 256, but is 257"),
             ({"precisions": [3, 8]}, "the model can be read at 2, 3 bits, but the precision given is 8"),

@@ -69,7 +69,7 @@ def assert_greedy(model: Model, prompt: Sequence[int], tokens: Sequence[int], pr
 
 
 class TestGreedy:
-    @pytest.mark.parametrize("length", [1, 5, 16, 17, 40])
+    @pytest.mark.parametrize("length", [1, 16, 17, 40])
     def test_every_token_is_the_likeliest_after_those_before(self, length: int) -> None:
         prompt = np.random.default_rng(length).integers(0, 260, length).tolist()
         result = generate(plain(), prompt, precision=None, max_new_tokens=20)
@@ -77,16 +77,15 @@ class TestGreedy:
         assert_greedy(plain(), prompt, result.tokens, None)
 
     def test_of_a_quantized_model(self) -> None:
-        texts = {w: generate(quantized(), PROMPT, precision=w, max_new_tokens=20).tokens for w in (2, 4)}
-        for precision, tokens in texts.items():
-            assert_greedy(quantized(), PROMPT, tokens, precision)
-        assert texts[2] != texts[4]
+        tokens = generate(quantized(), PROMPT, precision=3, max_new_tokens=20).tokens
+        assert_greedy(quantized(), PROMPT, tokens, 3)
+        assert tokens != generate(plain(), PROMPT, precision=None, max_new_tokens=20).tokens
 
     def test_a_prompt_in_several_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        prompt = np.random.default_rng(0).integers(0, 260, 75).tolist()
+        prompt = np.random.default_rng(0).integers(0, 260, 40).tolist()
         expected = generate(plain(), prompt, precision=None, max_new_tokens=10).tokens
-        monkeypatch.setattr(generation, "_MAX_PREFILL", 32)
-        assert [step.padded for step in prefill_steps(75)] == [32, 32, 16]
+        monkeypatch.setattr(generation, "_MAX_PREFILL", 16)
+        assert [step[:2] for step in prefill_steps(40)] == [(0, 16), (16, 32), (32, 40)]
         assert generate(plain(), prompt, precision=None, max_new_tokens=10).tokens == expected
         assert_greedy(plain(), prompt, expected, None)
 
@@ -98,7 +97,10 @@ class TestGreedy:
     def test_half_precision_weights(self) -> None:
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), plain().params)
         model = dataclasses.replace(plain(), params=params)
-        assert len(generate(model, PROMPT, precision=None, max_new_tokens=3).tokens) == 3
+        tokens = generate(model, PROMPT, precision=None, max_new_tokens=20).tokens
+        logits = logits_without_a_cache(plain(), [*PROMPT, *tokens], None)[len(PROMPT) - 1 : -1]
+        chosen = np.take_along_axis(logits, np.array(tokens)[:, None], axis=1)[:, 0]
+        assert np.all(chosen >= logits.max(axis=1) - 0.1 * np.abs(logits).max())  # bfloat16 has 3 digits
 
 
 def test_prompts_are_cut_into_steps_without_gaps() -> None:
@@ -249,12 +251,20 @@ class TestStream:
         assert text.result == "the result"
 
 
+def _spellings(ids: list[int]) -> list[Any]:
+    return [ids, np.array(ids), jnp.array(ids)]
+
+
 class TestPrompts:
     def test_text_is_encoded_with_special_tokens(self) -> None:
         ids = plain_tokenizer().encode("the fox", special_tokens=True)
         by_text = generate(plain(), "the fox", precision=None, max_new_tokens=5)
         assert by_text.tokens == generate(plain(), ids, precision=None, max_new_tokens=5).tokens
         assert by_text.prompt_tokens == len(ids)
+
+    def test_arrays_of_token_ids(self) -> None:
+        texts = [generate(plain(), ids, precision=None, max_new_tokens=20).tokens for ids in _spellings(PROMPT)]
+        assert texts[0] == texts[1] == texts[2]
 
     def test_chat(self) -> None:
         tokenizer = dataclasses.replace(plain_tokenizer(), chat_template=CHAT_TEMPLATE)
@@ -320,6 +330,7 @@ class TestErrors:
             ({"stop": [""]}, "stop should be a list of texts, none of them empty"),
             ({"stop": "abc"}, "stop should be a list of texts"),
             ({"temperature": -1.0}, "temperature should be"),
+            ({"seed": 2**64}, "seed should be between 0 and 4294967295"),
             (
                 {"precision": 4},
                 "the model is not quantized: its precision should be None, but the precision given is 4",
