@@ -45,13 +45,13 @@ format: $(VENV)/lint.installed  ## rewrite the files as `lint` wants them
 bench: bench-quantize bench-matmul bench-quality  ## every benchmark; results in benchmarks/results
 
 bench-quantize: $(VENV)/bench.installed
-	$(BIN)/python benchmarks/anyprec_quantize.py
+	$(BIN)/python -m benchmarks.anyprec_quantize
 
 bench-matmul: $(VENV)/bench.installed
-	$(BIN)/python benchmarks/anyprec_matmul.py
+	$(BIN)/python -m benchmarks.anyprec_matmul
 
 bench-quality: $(VENV)/bench.installed $(VENV)/data.installed
-	$(BIN)/python benchmarks/anyprec_quality.py --data .cache/data
+	$(BIN)/python -m benchmarks.anyprec_quality --data .cache/data
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, and none was found: install it or set PYTHON=" >&2; exit 2; }

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anyprec_jax.array import AnyPrecArray, bits_per_weight, nbytes, validate
+from anyprec_jax.array import AnyPrecArray, bits_per_weight, check_precision, nbytes, validate
 from tests.anyprec_jax import oracles
 
 SEED, PARENT, N, K = 3, 5, 4, 45
@@ -28,7 +28,7 @@ def stacked(array: AnyPrecArray, layers: int) -> AnyPrecArray:
 def test_shape_and_precisions() -> None:
     array = small_array()
     assert (array.n, array.k, array.shape) == (N, K, (N, K))
-    assert list(array.precisions) == [3, 4, 5]
+    assert array.precisions == (3, 4, 5)
     assert stacked(array, 6).shape == (6, N, K)
 
 
@@ -87,10 +87,10 @@ def test_llama_2_7b_takes_the_papers_8_4_gb() -> None:
     assert total == pytest.approx(8.4e9, rel=0.01)
 
 
-@pytest.mark.parametrize("precision", [2, 6, 0, True, 3.0])
+@pytest.mark.parametrize("precision", [2, 6, 0, True])
 def test_bits_at_a_precision_that_does_not_exist(precision: int) -> None:
-    with pytest.raises(ValueError, match="from 3 to 5"):
-        nbytes.__wrapped__(small_array(), precision=precision)  # without the type checker of the test suite
+    with pytest.raises(ValueError, match="one of 3, 4, 5, .* got"):
+        check_precision(small_array(), precision)
 
 
 def test_valid_arrays_pass() -> None:
@@ -120,8 +120,8 @@ BROKEN: dict[str, tuple[Callable[[AnyPrecArray], AnyPrecArray], str]] = {
     "signed planes": (lambda a: dataclasses.replace(a, bitplanes=a.bitplanes.astype(jnp.int32)), "must be uint32"),
     "flat planes": (lambda a: dataclasses.replace(a, bitplanes=a.bitplanes[0]), "must be uint32 \\[parent, n, words\\]"),
     "codebook missing": (
-        lambda a: dataclasses.replace(a, codebooks={3: a.codebooks[3], 5: a.codebooks[5]}),
-        "precisions \\[3, 4, 5\\], got \\[3, 5\\]",
+        lambda a: dataclasses.replace(a, codebooks={3: a.codebooks[3], 4: a.codebooks[4]}),
+        "precisions from 3 to 5, both among them, got \\[3, 4\\]",
     ),
     "codebook of another precision": (
         lambda a: dataclasses.replace(a, codebooks=a.codebooks | {4: a.codebooks[3]}),
@@ -142,6 +142,16 @@ def test_validate_names_the_broken_invariant(case: str) -> None:
     change, message = BROKEN[case]
     with pytest.raises(ValueError, match=message):
         validate(change(small_array()))
+
+
+def test_codebooks_in_between_may_be_left_out() -> None:
+    array = small_array()
+    some = dataclasses.replace(array, codebooks={3: array.codebooks[3], 5: array.codebooks[5]})
+    validate(some)
+    assert some.precisions == (3, 5)
+    assert nbytes(some) == nbytes(array) - array.codebooks[4].nbytes
+    with pytest.raises(ValueError, match="one of 3, 5, .* got 4"):
+        nbytes(some, precision=4)
 
 
 def test_validate_names_the_matrix_of_a_stack() -> None:
