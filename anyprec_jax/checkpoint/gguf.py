@@ -20,7 +20,7 @@ from anyprec_jax.models.rope_scaling import FrequencyFactors, LinearScaling, Lla
 _MAGIC = b"GGUF"
 _ROPE_FACTORS = "rope_freqs.weight"
 # What the reader raises on a file that breaks the format, apart from ValueError.
-_DAMAGE = (ValueError, LookupError, ArithmeticError, TypeError, RecursionError)
+_DAMAGE = (ValueError, LookupError, ArithmeticError, RecursionError)
 
 
 def load_file(path: Path, *, dtype: DTypeLike = np.float32) -> Model:
@@ -71,7 +71,7 @@ class _Reader(GGUFReader):
             raise ValueError(f"it is truncated: it ends at byte {len(self.data):,}, and byte {end:,} was expected")
         return super()._get(offset, dtype, count, *args, **kwargs)
 
-    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list, list[int], list[GGUFValueType]]:
+    def _get_field_parts(self, orig_offs: int, raw_type: Any) -> tuple[int, list, list[int], list[GGUFValueType]]:
         if raw_type != GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
         head = [self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)]
@@ -279,6 +279,6 @@ def _value(reader: GGUFReader, key: str, kind: type) -> Any:
     return value
 
 
-def _shortest(number: float) -> float:
+def _shortest(number: float | np.floating) -> float:
     """The decimal that was meant by a number stored in float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(number)))

