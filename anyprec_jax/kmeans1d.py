@@ -21,18 +21,13 @@ _GRID_SPACING = 16  # values between the borders of the coarse partition that bo
 _SLACK = 2.0**-40  # of a row's squared error: far above rounding, far below what would rule out fewer prefixes
 
 
-def compiled(function: Callable[..., Any], **options: Any) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
     """`numba.njit` with IEEE arithmetic, kept on disk between runs wherever numba finds a folder it may write to."""
     source = inspect.unwrap(function)  # a type checker may have wrapped it
     try:
-        return numba.njit(cache=True, error_model="numpy", **options)(source)
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(source)
     except RuntimeError:  # no such folder
-        return numba.njit(error_model="numpy", **options)(source)
-
-
-def compiled_parallel(function: Callable[..., Any]) -> Any:
-    """`compiled`, with `numba.prange` spread over threads."""
-    return compiled(function, parallel=True)
+        return numba.njit(nogil=True, error_model="numpy")(source)
 
 
 class SortedRows(NamedTuple):
@@ -111,9 +106,9 @@ def codes(rows: SortedRows, clusters: Clusters) -> UInt8[np.ndarray, "n k"]:
     return result
 
 
-@compiled_parallel
+@compiled
 def _sort_rows(weights, sensitivity, values, cumulative, ranks, counts):
-    for row in numba.prange(len(weights)):
+    for row in range(len(weights)):
         counts[row] = _sort_row(weights[row], sensitivity[row], values[row], cumulative[row], ranks[row])
 
 
@@ -179,9 +174,9 @@ def _mass_scale(sensitivity):
     return 2.0 ** (_MASS_BITS - math.frexp(total)[1]) if total > 0.0 else 0.0
 
 
-@compiled_parallel
+@compiled
 def _means(values, cumulative, borders, means):
-    for row in numba.prange(len(means)):
+    for row in range(len(means)):
         _row_means(values[row], cumulative[row], borders[row], means[row])
 
 
@@ -203,9 +198,9 @@ def _mean(values, cumulative, start, stop):
     return min(mean, np.float64(values[stop - 1]))
 
 
-@compiled_parallel
+@compiled
 def _codes(ranks, borders, codes):
-    for row in numba.prange(len(ranks)):
+    for row in range(len(ranks)):
         _row_codes(ranks[row], borders[row], codes[row])
 
 
@@ -219,9 +214,9 @@ def _row_codes(ranks, borders, codes):
         codes[column] = code_of_rank[ranks[column]]
 
 
-@compiled_parallel
+@compiled
 def _seed_borders(values, cumulative, counts, borders):
-    for row in numba.prange(len(counts)):
+    for row in range(len(counts)):
         _optimal_borders(values[row], cumulative[row], counts[row], borders[row])
 
 

@@ -3,6 +3,8 @@
 Any-Precision LLM (Park et al., ICML 2024), section 3; what differs from the authors' code, and why, is in docs/anyprec.md.
 """
 
+import concurrent.futures
+import os
 from collections.abc import Iterator
 
 import jax
@@ -14,7 +16,7 @@ from anyprec_jax import bitplanes
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.config import QuantizeConfig
 
-_WEIGHTS_AT_ONCE = 1 << 20  # rows are independent; this many weights take 20 MB while they are worked on
+_WEIGHTS_AT_ONCE = 1 << 18  # rows are independent; this many weights take 20 MB while they are worked on
 _FLOAT16_OVERFLOW = 65520.0  # the smallest magnitude that rounds to infinity
 
 
@@ -40,15 +42,20 @@ def quantize(
     Time O(n * k * (2**seed * log k + parent)) on all cores; memory 2 * n * k bytes besides arguments and result. The first call in a
     new environment compiles for some seconds.
     """
-    weights, sensitivity = np.asarray(weights, np.float32), np.asarray(sensitivity, np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and an error below
+        weights, sensitivity = np.asarray(weights, np.float32), np.asarray(sensitivity, np.float32)
     _check(weights, sensitivity)
     n, k = weights.shape
     codes = np.empty((n, k), np.uint8)
     codebooks = {w: np.empty((n, 2**w), np.float16) for w in config.precisions}
-    for rows in _chunks(n, k):
+
+    def quantize_rows(rows: slice) -> None:
         codes[rows], centroids = _cluster(weights[rows], sensitivity[rows], config)
         for w in config.precisions:
             codebooks[w][rows] = _to_float16(centroids[w], first_row=rows.start)
+
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
+        list(executor.map(quantize_rows, _chunks(n, k)))
     return AnyPrecArray(
         bitplanes=bitplanes.pack(jnp.asarray(codes), precision=config.parent_precision),
         codebooks={w: jnp.asarray(codebook) for w, codebook in codebooks.items()},

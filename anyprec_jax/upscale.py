@@ -3,10 +3,9 @@
 Any-Precision LLM section 3.2. Importing this module imports numba.
 """
 
-import numba
 import numpy as np
 
-from anyprec_jax.kmeans1d import Clusters, SortedRows, centroids, compiled, compiled_parallel
+from anyprec_jax.kmeans1d import Clusters, SortedRows, centroids, compiled
 
 
 def upscale(rows: SortedRows, clusters: Clusters) -> Clusters:
@@ -25,9 +24,9 @@ def upscale(rows: SortedRows, clusters: Clusters) -> Clusters:
     return Clusters(borders, centroids(rows, borders, np.repeat(clusters.centroids, 2, axis=1)))
 
 
-@compiled_parallel
+@compiled
 def _split_rows(values, cumulative, borders):
-    for row in numba.prange(len(borders)):
+    for row in range(len(borders)):
         _split_row(values[row], cumulative[row], borders[row])
 
 

@@ -1,4 +1,4 @@
-"""GGUF files, llama.cpp's format: weights of any type that the `gguf` package can decode, settings and tokenizer from the metadata."""
+"""GGUF files, llama.cpp's format: weights of every type that the `gguf` package can decode, with settings and tokenizer."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf import GGUFReader, GGUFValueType, ReaderTensor
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, ReaderField, ReaderTensor
 from numpy.typing import DTypeLike
 
 from anyprec_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
@@ -15,7 +15,14 @@ from anyprec_jax.models.families import FAMILIES, Family, tensor_name, tensors
 from anyprec_jax.models.model import Model
 from anyprec_jax.models.parameters import assemble
 from anyprec_jax.models.rope import frequencies
-from anyprec_jax.models.rope_scaling import FrequencyFactors, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from anyprec_jax.models.rope_scaling import (
+    FrequencyFactors,
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+    yarn_attention_factor,
+)
 
 _MAGIC = b"GGUF"
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -84,9 +91,16 @@ class _Reader(GGUFReader):
             return 12 + values.nbytes, [*head, values], [2], [GGUFValueType.ARRAY, kind]
         return super()._get_field_parts(orig_offs, raw_type)
 
+    def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
+        known = {kind.value for kind in GGMLQuantizationType}
+        for field in fields:
+            if field.parts[4][0] not in known:
+                raise ValueError(f"the tensor {field.name} is of type {field.parts[4][0]}, which is not known")
+        super()._build_tensors(start_offs, fields)
+
     def _strings(self, start: int, length: int) -> tuple[list[memoryview], int]:
         """The bytes of `length` strings, and where they end. A vocabulary has a hundred thousand: no arrays for each."""
-        data, strings = memoryview(self.data), []
+        data, strings = self.data.data, []
         for _ in range(length):
             size = int.from_bytes(data[start : start + 8], "little")
             start += 8 + size
@@ -187,7 +201,7 @@ def _rope_scaling(
     return YarnScaling(
         factor=factor,
         original_max_position_embeddings=_required(reader, f"{prefix}.rope.scaling.original_context_length", int),
-        attention_factor=number("scaling.attn_factor", 1.0) * float(0.1 * np.log(factor) + 1.0),
+        attention_factor=number("scaling.attn_factor", 1.0) * yarn_attention_factor(factor),
         beta_fast=number("scaling.yarn_beta_fast", 32.0),
         beta_slow=number("scaling.yarn_beta_slow", 1.0),
     )
@@ -274,7 +288,7 @@ def _value(reader: GGUFReader, key: str, kind: type) -> Any:
         if any(other != value[0] for other in value):
             raise ValueError(f"{key} differs between layers, which is not supported")
         value = value[0]
-    if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{key} should be a {kind.__name__}, got {value!r}")
     return value
 

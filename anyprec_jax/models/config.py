@@ -82,7 +82,9 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embedding, got {self.head_dim}")
         if isinstance(self.rope_scaling, FrequencyFactors) and 2 * len(self.rope_scaling.factors) != self.head_dim:
-            raise ValueError(f"{len(self.rope_scaling.factors)} rope factors, where heads of {self.head_dim} have {self.head_dim // 2} pairs")
+            raise ValueError(
+                f"{len(self.rope_scaling.factors)} rope factors, where heads of {self.head_dim} have {self.head_dim // 2} pairs"
+            )
 
 
 def _is_integer(value: object) -> bool:

@@ -5,35 +5,31 @@ their number). `n` and `k` are outputs and inputs of a linear, L is `num_layers`
 
     embedding [vocab, hidden]   final_norm [hidden]   head [vocab, hidden], absent when it is the embedding
     layers:  input_norm, post_attention_norm [L, hidden]
-             q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj [L, n, k], with q_proj_bias [L, n] and so on where there are
+             q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj [L, n, k], and q_proj_bias [L, n] etc. where there are
 
-Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names. Hidden states have the dtype
-of the embedding; norms, rotations, softmax and logits are computed in float32.
+Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names. Hidden states have the
+dtype of the embedding; norms, rotations, softmax and logits are computed in float32.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Float32, Int, Int32
 
 from anyprec_jax.array import AnyPrecArray, check_precision
+from anyprec_jax.models.attention import Attention, causal_attention, dot_product_attention
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.rope import rotate, rotation
 from anyprec_jax.ops import matmul
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-MIN_ATTENTION_BLOCK = 128  # queries; shorter blocks are dominated by overhead
-MAX_ATTENTION_BLOCKS = 8  # each is compiled; eight save 7/16 of the work, more would save at most 1/16
-
 Params: TypeAlias = Mapping[str, Any]
-# (query [seq, heads, head_dim], key [kv, kv_heads, head_dim], value like key, mask [seq, kv]) -> [seq, heads, head_dim], for one
-# sequence. The query is scaled already: what is wanted is softmax(query . key) value.
-Attention: TypeAlias = Callable[[Array, Array, Array, Array], Array]
 
 
 class StackedMatrix(NamedTuple):
@@ -59,12 +55,12 @@ def init_cache(config: ModelConfig, *, batch: int, length: int, dtype: DTypeLike
 
 def forward(
     params: Params,
-    tokens: Int[Array, "batch seq"],
+    tokens: Int[Array | np.ndarray, "batch seq"],
     config: ModelConfig,
     *,
     precision: int | None,
     cache: KVCache | None = None,
-    lengths: Int[Array, " batch"] | None = None,
+    lengths: Int[Array | np.ndarray, " batch"] | None = None,
     attention: Attention | None = None,
 ) -> Float32[Array, "batch seq vocab"] | tuple[Float32[Array, "batch seq vocab"], KVCache]:
     """Logits of the next token at every position.
@@ -99,12 +95,12 @@ def forward(
 
 def hidden_states(
     params: Params,
-    tokens: Int[Array, "batch seq"],
+    tokens: Int[Array | np.ndarray, "batch seq"],
     config: ModelConfig,
     *,
     precision: int | None,
     cache: KVCache | None = None,
-    lengths: Int[Array, " batch"] | None = None,
+    lengths: Int[Array | np.ndarray, " batch"] | None = None,
     attention: Attention | None = None,
 ) -> Float[Array, "batch seq hidden"] | tuple[Float[Array, "batch seq hidden"], KVCache]:
     """What `forward` computes before `unembed`, for callers that need the logits of a few positions only."""
@@ -112,7 +108,8 @@ def hidden_states(
     _check_shapes(tokens, config, cache, lengths)
     attend = dot_product_attention if attention is None else attention
     if lengths is None:
-        lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
+        lengths = np.full(tokens.shape[:1], tokens.shape[1])
+    tokens, lengths = jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths, jnp.int32)
     if cache is None:
         return _whole_sequences(params, tokens, lengths, config, precision=precision, attention=attend)
     return _continued_sequences(params, tokens, lengths, cache, config, precision=precision, attention=attend)
@@ -124,11 +121,13 @@ def embed(params: Params, tokens: Int[Array, "*batch"], config: ModelConfig) -> 
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def unembed(params: Params, hidden: Float[Array, "*batch hidden"], config: ModelConfig) -> Float32[Array, "*batch vocab"]:
+def unembed(
+    params: Params, hidden: Float[Array, "*batch hidden"], config: ModelConfig
+) -> Float32[Array, "*batch vocab"]:
     """Logits of hidden states: the final norm and the output head."""
     normed = rms_norm(hidden, params["final_norm"], config.rms_norm_eps)
     head = jnp.asarray(params["embedding" if config.tie_embeddings else "head"]).astype(normed.dtype)
-    return jnp.einsum("...k,nk->...n", normed, head, preferred_element_type=jnp.float32)
+    return _matmul(normed, head)
 
 
 def layer_forward(
@@ -146,41 +145,16 @@ def layer_forward(
       hidden: the output of the layer before, or of `embed`.
       config, precision, attention: as for `forward`.
     """
-    seq = hidden.shape[1]
-    positions = jnp.arange(seq)
-    angles = rotation(positions[None], head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
-    query, key, value = _attention_inputs(layer, hidden, angles, config, precision)
-    attend = jax.vmap(dot_product_attention if attention is None else attention, in_axes=(0, 0, 0, None))
-    # Queries go in blocks, each with the keys up to its end: what is masked for a whole block is neither computed nor stored.
-    size = max(MIN_ATTENTION_BLOCK, -(-seq // MAX_ATTENTION_BLOCKS))
-    blocks = [slice(start, min(start + size, seq)) for start in range(0, seq, size)]
-    attended = [
-        attend(query[:, b], key[:, : b.stop], value[:, : b.stop], positions[None, : b.stop] <= positions[b, None]) for b in blocks
-    ]
-    return _layer_output(layer, hidden, jnp.concatenate(attended, axis=1), config, precision)
+    positions = jnp.arange(hidden.shape[1])[None, :]
+    angles = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
+    attend = functools.partial(causal_attention, attention=dot_product_attention if attention is None else attention)
+    attended = jax.vmap(attend)(*_attention_inputs(layer, hidden, angles, config, precision))
+    return _layer_output(layer, hidden, attended, config, precision)
 
 
-def dot_product_attention(
-    query: Float[Array, "seq heads head_dim"],
-    key: Float[Array, "kv kv_heads head_dim"],
-    value: Float[Array, "kv kv_heads head_dim"],
-    mask: Bool[Array, "seq kv"],
-) -> Float[Array, "seq heads head_dim"]:
-    """softmax(query . key) value over the positions where `mask` is true, exactly; softmax in float32.
-
-    Query head h reads key head `h // (heads / kv_heads)`. The query is scaled already.
-    """
-    seq, heads, head_dim = query.shape
-    kv, kv_heads, _ = key.shape
-    # One matrix per key head, of seq * (heads / kv_heads) rows, in an order that never transposes the scores: a third faster on CPU.
-    rows = query.reshape(seq, kv_heads, -1, head_dim).swapaxes(0, 1).reshape(kv_heads, -1, head_dim)
-    scores = jnp.einsum("gtd,sgd->gts", rows, key, preferred_element_type=jnp.float32).reshape(kv_heads, seq, -1, kv)
-    weights = jax.nn.softmax(jnp.where(mask[None, :, None, :], scores, -jnp.inf), axis=-1).reshape(kv_heads, -1, kv)
-    mixed = jnp.einsum("gts,sgd->gtd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    return mixed.astype(query.dtype).reshape(kv_heads, seq, -1, head_dim).swapaxes(0, 1).reshape(seq, heads, head_dim)
-
-
-def rms_norm(x: Float[Array, "*batch hidden"], weight: Float[Array, " hidden"], eps: float) -> Float[Array, "*batch hidden"]:
+def rms_norm(
+    x: Float[Array, "*batch hidden"], weight: Float[Array, " hidden"], eps: float
+) -> Float[Array, "*batch hidden"]:
     """`x / sqrt(mean(x**2) + eps) * weight`, in float32, result in the dtype of `x`."""
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
@@ -206,8 +180,13 @@ def linear(
         product = matmul(x, array, precision=precision, layer=index)
     else:
         dense = jnp.asarray(weight).astype(x.dtype)
-        product = jnp.einsum("...k,nk->...n", x, dense, preferred_element_type=jnp.float32).astype(x.dtype)
+        product = _matmul(x, dense).astype(x.dtype)
     return product if bias is None else product + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _matmul(x: Array, weight: Array) -> Array:
+    """`x @ weight.T` in float32, whatever the inputs are: float32 is not to become TF32 or bfloat16 on the way."""
+    return jnp.einsum("...k,nk->...n", x, weight, precision="highest", preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "precision", "attention"))
@@ -221,7 +200,7 @@ def _whole_sequences(
         return layer_forward(layer, hidden, config, precision=precision, attention=attention), None
 
     hidden, _ = jax.lax.scan(step, embed(params, tokens, config), (jnp.arange(config.num_layers), sliced))
-    return _where(_are_known(tokens, lengths, config), hidden)
+    return _nan_unless(_are_known(tokens, lengths, config), hidden)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "precision", "attention"))
@@ -237,18 +216,19 @@ def _continued_sequences(
 ) -> tuple[Array, KVCache]:
     batch, seq = tokens.shape
     room = cache.keys.shape[2]
-    lengths = lengths.astype(jnp.int32)
     offsets = jnp.arange(seq, dtype=jnp.int32)[None, :]
     positions = cache.lengths[:, None] + offsets
-    # Padding is written nowhere: the scatter below drops positions outside the cache.
-    slots = jnp.where(offsets < lengths[:, None], positions, room)
+    # Padding is written nowhere: the scatter below drops what is outside the cache.
+    slots = jnp.where(offsets < lengths[:, None], positions, room + offsets)
     rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
     stacks, sliced = _split(params["layers"])
     mask = jnp.arange(room, dtype=jnp.int32)[None, None, :] <= positions[:, :, None]
     angles = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
 
     # Keys and values of all layers are carried whole and written in place; as inputs and outputs of the scan they would be copied.
-    def step(carry: tuple[Array, Array, Array], indexed: tuple[Array, Params]) -> tuple[tuple[Array, Array, Array], None]:
+    def step(
+        carry: tuple[Array, Array, Array], indexed: tuple[Array, Params]
+    ) -> tuple[tuple[Array, Array, Array], None]:
         hidden, keys, values = carry
         index, layer = indexed[0], _join(stacks, *indexed)
         query, key, value = _attention_inputs(layer, hidden, angles, config, precision)
@@ -260,7 +240,7 @@ def _continued_sequences(
     start = (embed(params, tokens, config), cache.keys, cache.values)
     (hidden, keys, values), _ = jax.lax.scan(step, start, (jnp.arange(config.num_layers), sliced))
     fits = cache.lengths + lengths <= room
-    hidden = _where(fits[:, None] & _are_known(tokens, lengths, config), hidden)
+    hidden = _nan_unless(fits[:, None] & _are_known(tokens, lengths, config), hidden)
     return hidden, KVCache(keys, values, cache.lengths + lengths)
 
 
@@ -271,7 +251,7 @@ def _are_known(tokens: Array, lengths: Array, config: ModelConfig) -> Array:
     return jnp.cumsum(unknown, axis=1) == 0
 
 
-def _where(good: Array, hidden: Array) -> Array:
+def _nan_unless(good: Array, hidden: Array) -> Array:
     return jnp.where(good[:, :, None], hidden, jnp.asarray(jnp.nan, hidden.dtype))
 
 
@@ -327,9 +307,11 @@ def _check_precision(params: Params, precision: int | None) -> None:
             raise ValueError(f"{name}: {error}") from error
 
 
-def _check_shapes(tokens: Array, config: ModelConfig, cache: KVCache | None, lengths: Array | None) -> None:
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens must be integers [batch, seq], got {tokens.dtype} {tokens.shape}")
+def _check_shapes(
+    tokens: Array | np.ndarray, config: ModelConfig, cache: KVCache | None, lengths: Array | np.ndarray | None
+) -> None:
+    if tokens.ndim != 2 or tokens.size == 0 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens must be integers [batch, seq], at least one, got {tokens.dtype} {tokens.shape}")
     batch = tokens.shape[0]
     if lengths is not None and lengths.shape != (batch,):
         raise ValueError(f"lengths must be [{batch}], one per row of tokens, got {lengths.shape}")

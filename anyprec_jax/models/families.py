@@ -148,7 +148,7 @@ def tensors(config: ModelConfig) -> Iterator[tuple[str, int | None, tuple[int, .
 
 
 def config_from_huggingface(document: Any) -> ModelConfig:
-    """Reads what `config.json` says, as `transformers` 5 writes it (`rope_parameters`) or older versions (`rope_theta`, `rope_scaling`).
+    """Reads what `config.json` says, in the layout of `transformers` 5 (`rope_parameters`) or before (`rope_scaling`).
 
     Raises:
       ValueError: a family, activation or rotary scaling that is not supported (those that are get named), a model that is
@@ -178,7 +178,11 @@ def config_from_huggingface(document: Any) -> ModelConfig:
 def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` of a model, readable by `transformers` 4 and 5 and by `config_from_huggingface`."""
     family = FAMILIES[config.family]
-    document: dict[str, Any] = {"architectures": [family.architectures[0]], "model_type": family.model_type, "hidden_act": "silu"}
+    document: dict[str, Any] = {
+        "architectures": [family.architectures[0]],
+        "model_type": family.model_type,
+        "hidden_act": "silu",
+    }
     document |= {key: getattr(config, field) for field, key in family.settings.items()}
     eos = config.eos_token_ids
     document["eos_token_id"] = None if not eos else eos[0] if len(eos) == 1 else list(eos)
@@ -210,7 +214,9 @@ def _check_types(fields: Mapping[str, Any], family: Family) -> None:
 
 def _default_head_dim(hidden_size: Any, num_heads: Any) -> Any:
     if not isinstance(hidden_size, int) or not isinstance(num_heads, int) or num_heads < 1 or hidden_size % num_heads:
-        raise ValueError(f"hidden_size {hidden_size!r} is not a multiple of num_attention_heads {num_heads!r}, and there is no head_dim")
+        raise ValueError(
+            f"hidden_size {hidden_size!r} is not a multiple of num_attention_heads {num_heads!r}, and there is no head_dim"
+        )
     return hidden_size // num_heads
 
 

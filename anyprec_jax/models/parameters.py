@@ -11,7 +11,9 @@ from numpy.typing import DTypeLike
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import LAYERS, parameter_shapes
 
-_ALIGNMENT = 64  # bytes; JAX on CPU uses a NumPy buffer in place if it starts at such an address, and copies it otherwise
+_ALIGNMENT = (
+    64  # bytes; JAX on CPU uses a NumPy buffer in place if it starts at such an address, and copies it otherwise
+)
 
 
 def assemble(config: ModelConfig, read: Callable[[str, int | None], np.ndarray], *, dtype: DTypeLike) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 RoFormer (Su et al., 2021): pair i of a head's `head_dim / 2` pairs is turned by `position * theta ** (-2 i / head_dim)`. The two
 members of a pair are `head_dim / 2` apart, as in Hugging Face checkpoints.
 
-Frequencies are computed in float32 and in the order of `transformers`: at position 8000 one unit in the last place of a frequency is
-already half a milliradian.
+Frequencies are computed in float32 and in the order of `transformers`: at position 8000 one unit in the last place of a frequency
+is already half a milliradian.
 """
 
 import math
@@ -52,7 +52,9 @@ def rotation(
 
 
 def rotate(
-    x: Float[Array, "*batch heads head_dim"], cosine: Float32[Array, "*#batch pairs"], sine: Float32[Array, "*#batch pairs"]
+    x: Float[Array, "*batch heads head_dim"],
+    cosine: Float32[Array, "*#batch pairs"],
+    sine: Float32[Array, "*#batch pairs"],
 ) -> Float32[Array, "*batch heads head_dim"]:
     """Turns every pair of every head; float32 out, so that the caller rounds once."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -73,7 +75,11 @@ def _yarn(radian: Float32[np.ndarray, " pairs"], theta: float, scaling: YarnScal
 
     def pair_that_turns(times: float) -> float:
         """The (fractional) pair that turns this many times over the original context."""
-        return head_dim * math.log(scaling.original_max_position_embeddings / (times * 2 * math.pi)) / (2 * math.log(theta))
+        return (
+            head_dim
+            * math.log(scaling.original_max_position_embeddings / (times * 2 * math.pi))
+            / (2 * math.log(theta))
+        )
 
     start, end = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
     if scaling.truncate:

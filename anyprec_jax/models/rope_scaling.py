@@ -33,7 +33,9 @@ class Llama3Scaling:
     def __post_init__(self) -> None:
         _require_positive(self, "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         if self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(f"high_freq_factor {self.high_freq_factor} must exceed low_freq_factor {self.low_freq_factor}")
+            raise ValueError(
+                f"high_freq_factor {self.high_freq_factor} must exceed low_freq_factor {self.low_freq_factor}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,9 @@ def scaling_from_huggingface(document: Mapping[str, Any]) -> tuple[float, RopeSc
     parameters = {key: value for key, value in given.items() if value is not None}
     for settings in (parameters, document):
         if settings.get("partial_rotary_factor") not in (None, 1):
-            raise ValueError(f"partial_rotary_factor {settings['partial_rotary_factor']!r} is not supported; supported is 1")
+            raise ValueError(
+                f"partial_rotary_factor {settings['partial_rotary_factor']!r} is not supported; supported is 1"
+            )
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if not isinstance(kind, str) or kind not in _READERS:
         raise ValueError(f"rope scaling {kind!r} is not supported; supported are {', '.join(_READERS)}")
@@ -108,7 +112,12 @@ def scaling_to_huggingface(theta: float, scaling: RopeScaling | None, max_positi
         case FrequencyFactors(factors=factors):
             # What transformers calls LongRoPE is this, with one set of factors for short texts and one for long.
             parameters = {"rope_type": "longrope", "original_max_position_embeddings": max_position_embeddings}
-            parameters |= {"short_factor": list(factors), "long_factor": list(factors), "attention_factor": 1.0, "factor": 1.0}
+            parameters |= {
+                "short_factor": list(factors),
+                "long_factor": list(factors),
+                "attention_factor": 1.0,
+                "factor": 1.0,
+            }
         case LinearScaling() | Llama3Scaling() | YarnScaling():
             parameters = {"rope_type": _NAMES[type(scaling)], **dataclasses.asdict(scaling)}
     return {
@@ -171,7 +180,9 @@ def _read_yarn(parameters: Mapping[str, Any]) -> YarnScaling:
 def _read_longrope(parameters: Mapping[str, Any]) -> FrequencyFactors:
     short, long = parameters.get("short_factor"), parameters.get("long_factor")
     if not isinstance(short, list) or short != long or parameters.get("attention_factor") != 1:
-        raise ValueError("rope scaling 'longrope' is supported with equal short_factor and long_factor and attention_factor 1")
+        raise ValueError(
+            "rope scaling 'longrope' is supported with equal short_factor and long_factor and attention_factor 1"
+        )
     return FrequencyFactors(factors=tuple(real({"factor": factor}, "factor") for factor in short))
 
 

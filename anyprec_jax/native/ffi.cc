@@ -10,6 +10,7 @@
 #include <new>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -23,7 +24,7 @@ namespace {
 using Dimensions = ffi::Span<const int64_t>;
 
 // A task shorter than this many weights costs more to hand to another thread than to do.
-constexpr int64_t kMinTaskWeights = 1 << 15;
+constexpr int64_t kMinTaskWeights = 1 << 16;
 // More tasks than threads, so that a thread that starts late or loses its core does not hold up the rest.
 constexpr int64_t kTasksPerThread = 4;
 
@@ -48,6 +49,7 @@ bool equal(Dimensions dimensions, std::initializer_list<int64_t> wanted) {
 // One call's work and everything its threads share. Kept alive by each of them: a thread that starts after the last
 // task was taken must still find the counter.
 struct Job {
+  const anyprec::Kernel* kernel;
   anyprec::Matrix matrix;
   int64_t m;
   std::vector<float> arranged;   // [m, padded_k]
@@ -66,7 +68,7 @@ struct Job {
   }
 
   void compute(int64_t first, int64_t last) {
-    anyprec::multiply_rows(matrix, arranged.data(), m, first, last, y);
+    kernel->multiply_rows(matrix, arranged.data(), m, first, last, y);
     if (rounded == nullptr) return;
     for (int64_t b = 0; b < m; ++b)
       std::transform(y + b * matrix.n + first, y + b * matrix.n + last, rounded + b * matrix.n + first,
@@ -101,29 +103,32 @@ ffi::Error check(ffi::AnyBuffer x, ffi::Buffer<ffi::U32> bitplanes, ffi::Buffer<
 }
 
 template <typename Float>
-std::vector<float> arrange(const Float* x, int64_t m, const anyprec::Matrix& matrix) {
+std::vector<float> arrange(const Float* x, int64_t m, const anyprec::Matrix& matrix, int codes_per_byte) {
   std::vector<float> arranged(m * matrix.padded_k());
   for (int64_t b = 0; b < m; ++b)
-    anyprec::arrange(x + b * matrix.k, matrix.k, matrix.precision, arranged.data() + b * matrix.padded_k());
+    anyprec::arrange(x + b * matrix.k, matrix.k, codes_per_byte, arranged.data() + b * matrix.padded_k());
   return arranged;
 }
 
-std::shared_ptr<Job> make_job(ffi::AnyBuffer x, ffi::Buffer<ffi::U32> bitplanes, ffi::Buffer<ffi::F16> codebook,
-                              int32_t layer, ffi::AnyBuffer y, int64_t precision, int64_t num_threads) {
+std::shared_ptr<Job> make_job(const anyprec::Kernel* kernel, ffi::AnyBuffer x, ffi::Buffer<ffi::U32> bitplanes,
+                              ffi::Buffer<ffi::F16> codebook, int32_t layer, ffi::AnyBuffer y, int64_t precision,
+                              int64_t num_threads) {
   const Dimensions planes = bitplanes.dimensions();
   auto job = std::make_shared<Job>();
+  job->kernel = kernel;
   job->matrix.n = planes[2];
   job->matrix.k = x.dimensions()[1];
   job->matrix.precision = static_cast<int>(precision);
   job->matrix.bitplanes = bitplanes.typed_data() + layer * planes[1] * planes[2] * planes[3];
   job->matrix.codebook = static_cast<const uint16_t*>(codebook.untyped_data()) + ((layer * planes[2]) << precision);
   job->m = x.dimensions()[0];
+  const int codes_per_byte = kernel->codes_per_byte(job->matrix.precision);
   const bool is_bfloat16 = x.element_type() == ffi::BF16;
   if (is_bfloat16) {
-    job->arranged = arrange(static_cast<const anyprec::BFloat16*>(x.untyped_data()), job->m, job->matrix);
+    job->arranged = arrange(static_cast<const anyprec::BFloat16*>(x.untyped_data()), job->m, job->matrix, codes_per_byte);
     job->unrounded.resize(job->m * job->matrix.n);
   } else {
-    job->arranged = arrange(static_cast<const float*>(x.untyped_data()), job->m, job->matrix);
+    job->arranged = arrange(static_cast<const float*>(x.untyped_data()), job->m, job->matrix, codes_per_byte);
   }
   job->y = is_bfloat16 ? job->unrounded.data() : static_cast<float*>(y.untyped_data());
   job->rounded = is_bfloat16 ? static_cast<anyprec::BFloat16*>(y.untyped_data()) : nullptr;
@@ -142,18 +147,21 @@ ffi::Future failed(ffi::Error error) {
 }
 
 // x [m, k], bitplanes [layers, parent, n, words], codebook [layers, n, 2**precision], layer [] -> y [m, n].
+// `isa` names a kernel; "" takes the fastest one.
 //
 // The layer is an operand so that a loop over layers hands over the whole stack by its address: a slice taken before
 // the call would be copied. Returns before the other threads are done, which keeps XLA's own thread free.
 ffi::Future matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U32> bitplanes,
                    ffi::Buffer<ffi::F16> codebook, ffi::BufferR0<ffi::S32> layer, ffi::Result<ffi::AnyBuffer> y,
-                   int64_t precision) {
+                   int64_t precision, std::string_view isa) {
   const int32_t layer_index = *layer.typed_data();
   if (ffi::Error error = check(x, bitplanes, codebook, layer_index, *y, precision); error.failure())
     return failed(std::move(error));
+  const anyprec::Kernel* kernel = anyprec::find_kernel(isa);
+  if (kernel == nullptr) return failed(invalid("isa '", isa, "' is unknown or not supported by this processor"));
   std::shared_ptr<Job> job;
   try {
-    job = make_job(x, bitplanes, codebook, layer_index, *y, precision, pool.num_threads());
+    job = make_job(kernel, x, bitplanes, codebook, layer_index, *y, precision, pool.num_threads());
   } catch (const std::bad_alloc&) {
     return failed(ffi::Error(ffi::ErrorCode::kResourceExhausted, "anyprec_matmul: out of memory"));
   }
@@ -174,4 +182,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(AnyPrecMatmul, matmul,
                                   .Arg<ffi::Buffer<ffi::F16>>()
                                   .Arg<ffi::BufferR0<ffi::S32>>()
                                   .Ret<ffi::AnyBuffer>()
-                                  .Attr<int64_t>("precision"));
+                                  .Attr<int64_t>("precision")
+                                  .Attr<std::string_view>("isa"));

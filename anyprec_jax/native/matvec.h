@@ -1,15 +1,16 @@
 // Products of a few activation rows with a weight matrix kept as bitplanes and per-row codebooks.
 //
-// This file knows nothing of XLA or Python: ffi.cc binds it. Contract (the oracle is ops/reference.py): for 0 <= r < n
+// These files know nothing of XLA or Python; ffi.cc binds them. Contract (the oracle is ops/reference.py): for 0 <= r < n
 // and 0 <= c < k, let code(r, c) collect bit c of row r from the first `precision` planes, plane 0 giving the most
 // significant bit. Then y[b, r] = sum over c of codebook[r, code(r, c)] * x[b, c], in fp32.
 //
-// Every sum is taken in the same order whatever the number of threads, the number of activation rows and the processor,
-// so results are the same bits everywhere.
+// One kernel's sums are always taken in the same order, so a row of the result is the same bits whatever the number of
+// threads and the other rows of x.
 #ifndef ANYPREC_JAX_NATIVE_MATVEC_H_
 #define ANYPREC_JAX_NATIVE_MATVEC_H_
 
 #include <cstdint>
+#include <string_view>
 
 namespace anyprec {
 
@@ -27,6 +28,20 @@ struct Matrix {
   std::int64_t padded_k() const { return 32 * words(); }
 };
 
+// The product compiled for one instruction set.
+struct Kernel {
+  const char* isa;
+  // How many codes of this precision it packs into a byte, which decides the order in which it wants the activations.
+  int (*codes_per_byte)(int precision);
+  // Writes y[b * n + r] for every b < m and first <= r < last, from activations [m, padded_k] that `arrange` ordered.
+  // Reads each of the first `precision` planes once, whatever m. Calls on disjoint row ranges may run at the same time.
+  void (*multiply_rows)(const Matrix& matrix, const float* arranged, std::int64_t m, std::int64_t first,
+                        std::int64_t last, float* y);
+};
+
+// The kernel for `isa` ("portable", "avx2"), or for "" the fastest one; null if unknown or if this processor lacks it.
+const Kernel* find_kernel(std::string_view isa);
+
 // bfloat16 as it lies in memory: the upper half of a float.
 struct BFloat16 {
   std::uint16_t bits;
@@ -34,15 +49,10 @@ struct BFloat16 {
 
 BFloat16 round_to_bfloat16(float value);  // to nearest, ties to even
 
-// Copies one activation row x[k] into `arranged`[padded_k], in the column order in which `multiply_rows` meets the
-// weights at this precision, with zeros for the padding columns. Done once per product, not once per weight row.
-void arrange(const float* x, std::int64_t k, int precision, float* arranged);
-void arrange(const BFloat16* x, std::int64_t k, int precision, float* arranged);
-
-// Writes y[b * n + r] for every b < m and first <= r < last. `arranged` is [m, padded_k]. Reads each of the first
-// `precision` planes once, whatever m. Calls on disjoint row ranges may run at the same time.
-void multiply_rows(const Matrix& matrix, const float* arranged, std::int64_t m, std::int64_t first, std::int64_t last,
-                   float* y);
+// Copies one activation row x[k] into `arranged`[padded_k], in the column order in which the kernel meets the weights,
+// with zeros for the padding columns. Done once per product, not once per weight row.
+void arrange(const float* x, std::int64_t k, int codes_per_byte, float* arranged);
+void arrange(const BFloat16* x, std::int64_t k, int codes_per_byte, float* arranged);
 
 }  // namespace anyprec
 

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Float16, Int32, UInt32
 
 TARGET = "anyprec_matmul"
 LIBRARY = Path(__file__).parent.parent / "native" / "anyprec_native.so"
+Isa = Literal["portable", "avx2"]
 DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))  # of x, and so of the result
 
 
@@ -26,6 +28,7 @@ def matmul(
     layer: Int32[Array, ""],
     *,
     precision: int,
+    isa: Isa | None = None,
 ) -> Float[Array, "m n"]:
     """The product of `x` with one matrix of a stack, in fp32, rounded to the dtype of `x` at the end.
 
@@ -38,15 +41,17 @@ def matmul(
       codebook: the one of `precision`, 2**precision entries a row.
       layer: which matrix, 0 <= layer < layers.
       precision: 1..8.
+      isa: the instruction set to use, or None for the best that this processor has. Results differ between them in the
+        order of summation only.
 
     Raises:
       ValueError or jax.errors.JaxRuntimeError: when it runs, with the values, if the buffers do not fit together or
-        `layer` is outside the stack.
+        `layer` is outside the stack, or if this processor lacks `isa`.
 
     Time O(n * k * (1 + m / 8)) up to a constant; memory 4 * m * k bytes besides the operands.
     """
     result = jax.ShapeDtypeStruct((x.shape[0], bitplanes.shape[2]), x.dtype)
-    return jax.ffi.ffi_call(TARGET, result)(x, bitplanes, codebook, layer, precision=np.int64(precision))
+    return jax.ffi.ffi_call(TARGET, result)(x, bitplanes, codebook, layer, precision=np.int64(precision), isa=isa or "")
 
 
 @functools.cache

@@ -38,7 +38,10 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors."""
     hidden, wide, width = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
         shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
@@ -82,7 +85,11 @@ def stacked(weights: Mapping[str, np.ndarray], num_layers: int) -> dict[str, Any
             *_, module, kind = name.split(".")
             leaf = rename.get(module, module) + ("_bias" if kind == "bias" else "")
             layers[leaf] = np.stack([weights[name.replace(".0.", f".{layer}.", 1)] for layer in range(num_layers)])
-    params = {"embedding": weights["model.embed_tokens.weight"], "final_norm": weights["model.norm.weight"], "layers": layers}
+    params = {
+        "embedding": weights["model.embed_tokens.weight"],
+        "final_norm": weights["model.norm.weight"],
+        "layers": layers,
+    }
     if "lm_head.weight" in weights:
         params["head"] = weights["lm_head.weight"]
     return params
@@ -120,11 +127,19 @@ def logits(weights: Mapping[str, np.ndarray], config: Mapping[str, Any], tokens:
     per_position = frequencies(config["head_dim"], config["rope_theta"], config.get("rope_scaling"))
     hidden = weights["model.embed_tokens.weight"][tokens]
     for layer in range(config["num_hidden_layers"]):
-        named = {name.removeprefix(f"model.layers.{layer}."): values for name, values in weights.items() if f".{layer}." in name}
-        hidden = hidden + _attention(named, config, per_position, _norm(hidden, named["input_layernorm.weight"], config))
+        named = {
+            name.removeprefix(f"model.layers.{layer}."): values
+            for name, values in weights.items()
+            if f".{layer}." in name
+        }
+        hidden = hidden + _attention(
+            named, config, per_position, _norm(hidden, named["input_layernorm.weight"], config)
+        )
         normed = _norm(hidden, named["post_attention_layernorm.weight"], config)
         gate = _linear(named, "mlp.gate_proj", normed)
-        hidden = hidden + _linear(named, "mlp.down_proj", gate / (1 + np.exp(-gate)) * _linear(named, "mlp.up_proj", normed))
+        hidden = hidden + _linear(
+            named, "mlp.down_proj", gate / (1 + np.exp(-gate)) * _linear(named, "mlp.up_proj", normed)
+        )
     head = weights["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
     return _norm(hidden, weights["model.norm.weight"], config) @ head.T
 
@@ -139,11 +154,15 @@ def _linear(layer: Mapping[str, np.ndarray], name: str, x: np.ndarray) -> np.nda
 
 def _rotated(vector: np.ndarray, position: int, per_position: list[float]) -> np.ndarray:
     """One head: pair i is the complex number `vector[i] + 1j * vector[i + pairs]`."""
-    turned = (vector[: len(per_position)] + 1j * vector[len(per_position) :]) * np.exp(1j * position * np.array(per_position))
+    turned = (vector[: len(per_position)] + 1j * vector[len(per_position) :]) * np.exp(
+        1j * position * np.array(per_position)
+    )
     return np.concatenate([turned.real, turned.imag])
 
 
-def _attention(layer: Mapping[str, np.ndarray], config: Mapping[str, Any], per_position: list[float], x: np.ndarray) -> np.ndarray:
+def _attention(
+    layer: Mapping[str, np.ndarray], config: Mapping[str, Any], per_position: list[float], x: np.ndarray
+) -> np.ndarray:
     width, heads, kv_heads = config["head_dim"], config["num_attention_heads"], config["num_key_value_heads"]
     queries, keys, values = (_linear(layer, f"self_attn.{letter}_proj", x) for letter in "qkv")
     mixed = np.zeros((len(x), heads * width))

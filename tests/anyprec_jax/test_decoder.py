@@ -14,6 +14,7 @@ import pytest
 from anyprec_jax import bitplanes
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.models import decoder
+from anyprec_jax.models.attention import MIN_BLOCK
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.decoder import LINEARS, KVCache, forward, hidden_states, init_cache, layer_forward, unembed
 from anyprec_jax.models.families import config_from_huggingface, parameter_shapes
@@ -66,7 +67,9 @@ def plain(params: Any, tokens: Any, config: ModelConfig, **options: Any) -> jax.
     return logits
 
 
-def continued(params: Any, tokens: Any, config: ModelConfig, cache: KVCache, **options: Any) -> tuple[jax.Array, KVCache]:
+def continued(
+    params: Any, tokens: Any, config: ModelConfig, cache: KVCache, **options: Any
+) -> tuple[jax.Array, KVCache]:
     result = forward(params, jnp.asarray(tokens), config, precision=None, cache=cache, **options)
     assert isinstance(result, tuple)
     return result
@@ -81,7 +84,9 @@ class TestWholeSequences:
         assert logits.dtype == jnp.float32
         assert_close(logits, [oracle.logits(weights, document, row) for row in tokens])
 
-    @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("grouped", "one key head", "as many key heads")])
+    @pytest.mark.parametrize(
+        "name", [name for name in VARIANTS if name not in ("grouped", "one key head", "as many key heads")]
+    )
     def test_every_setting_matters(self, name: str) -> None:
         config, params, _, _ = model(**VARIANTS[name])
         ignorant = dataclasses.replace(
@@ -101,13 +106,15 @@ class TestWholeSequences:
 
     def test_longer_than_an_attention_block(self) -> None:
         config, params, weights, document = model(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
-        tokens = random_tokens(1, 2 * decoder.MIN_ATTENTION_BLOCK + 44)
+        tokens = random_tokens(1, 2 * MIN_BLOCK + 44)
         assert_close(plain(params, tokens, config)[0], oracle.logits(weights, document, tokens[0]))
 
     def test_inside_a_jitted_function(self) -> None:
         config, params, _, _ = model()
         tokens = random_tokens(2, 17)
-        jitted = jax.jit(forward, static_argnames=("config", "precision"))(params, tokens, config=config, precision=None)
+        jitted = jax.jit(forward, static_argnames=("config", "precision"))(
+            params, tokens, config=config, precision=None
+        )
         assert_close(jitted, plain(params, tokens, config))
 
     def test_layers_one_by_one(self) -> None:
@@ -132,7 +139,8 @@ class TestWholeSequences:
 
 class TestCache:
     @pytest.mark.parametrize(
-        ("name", "chunks"), [("grouped", (12,)), ("attention bias", (1,) * 12), ("llama3", (5, 1, 1, 5)), ("tied", (1, 11))]
+        ("name", "chunks"),
+        [("grouped", (12,)), ("attention bias", (1,) * 12), ("llama3", (5, 1, 1, 5)), ("tied", (1, 11))],
     )
     def test_pieces_equal_the_whole(self, name: str, chunks: tuple[int, ...]) -> None:
         config, params, weights, document = model(**VARIANTS[name])
@@ -199,7 +207,8 @@ class TestCache:
         config, params, _, _ = model()
         cache = init_cache(config, batch=2, length=4096)
         step = jax.jit(
-            lambda params, tokens, cache: forward(params, tokens, config, precision=None, cache=cache), donate_argnames="cache"
+            lambda params, tokens, cache: forward(params, tokens, config, precision=None, cache=cache),
+            donate_argnames="cache",
         )
         memory = step.lower(params, jnp.zeros((2, 1), jnp.int32), cache).compile().memory_analysis()
         assert memory is not None
@@ -238,7 +247,10 @@ class TestAttention:
 
     def test_takes_the_place_of_the_default(self) -> None:
         config, params, _, _ = model()
-        blind = lambda query, key, value, mask: jnp.zeros_like(query)
+
+        def blind(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+            return jnp.zeros_like(query)
+
         tokens = random_tokens(1, 6)
         repeated = np.full_like(tokens, tokens[0, 3])
         # Without attention a position knows its own token only.
@@ -280,13 +292,17 @@ class TestAnyPrecision:
         config, params, _, _ = model(attention_bias=True)
         params = quantized(params)
         tokens = jnp.asarray(random_tokens(2, 17))
-        assert_close(forward(params, tokens, config, precision=precision), plain(dense(params, precision), tokens, config))
+        assert_close(
+            forward(params, tokens, config, precision=precision), plain(dense(params, precision), tokens, config)
+        )
 
     def test_with_a_cache(self) -> None:
         config, params, _, _ = model()
         params = quantized(params)
         tokens = jnp.asarray(random_tokens(2, 17))
-        first, cache = forward(params, tokens[:, :16], config, precision=4, cache=init_cache(config, batch=2, length=20))
+        first, cache = forward(
+            params, tokens[:, :16], config, precision=4, cache=init_cache(config, batch=2, length=20)
+        )
         second, _ = forward(params, tokens[:, 16:], config, precision=4, cache=cache)
         assert_close(jnp.concatenate([first, second], axis=1), plain(dense(params, 4), tokens, config))
 
@@ -294,8 +310,12 @@ class TestAnyPrecision:
         config, params, _, _ = model()
         params = quantized(params)
         hidden = decoder.embed(params, jnp.asarray(random_tokens(1, 6)), config)
-        taken, expanded = (jax.tree.map(lambda leaf: np.asarray(leaf)[1], p["layers"]) for p in (params, dense(params, 4)))
-        apply = jax.jit(lambda layer, hidden, precision: layer_forward(layer, hidden, config, precision=precision), static_argnums=2)
+        taken, expanded = (
+            jax.tree.map(lambda leaf: np.asarray(leaf)[1], p["layers"]) for p in (params, dense(params, 4))
+        )
+        apply = jax.jit(
+            lambda layer, hidden, precision: layer_forward(layer, hidden, config, precision=precision), static_argnums=2
+        )
         assert_close(apply(taken, hidden, 4), apply(expanded, hidden, None))
 
     def test_some_linears_may_stay_plain(self) -> None:
@@ -352,6 +372,8 @@ class TestArguments:
             forward(params, tokens, config, precision=None, cache=other)
         with pytest.raises(ValueError, match="cache keys"):
             forward(params, tokens, config, precision=None, cache=short)
+        with pytest.raises(ValueError, match="at least one"):
+            forward(params, tokens[:, :0], config, precision=None)
 
 
 @pytest.mark.slow
@@ -376,6 +398,9 @@ def test_programs_of_a_real_size_compile_in_seconds() -> None:
     started = time.perf_counter()
     whole = jax.jit(lambda params, tokens: forward(params, tokens, config, precision=None))
     whole.lower(params, jax.ShapeDtypeStruct((1, 512), jnp.int32)).compile()
-    step = jax.jit(lambda params, tokens, cache: forward(params, tokens, config, precision=None, cache=cache), donate_argnames="cache")
+    step = jax.jit(
+        lambda params, tokens, cache: forward(params, tokens, config, precision=None, cache=cache),
+        donate_argnames="cache",
+    )
     step.lower(params, jax.ShapeDtypeStruct((1, 1), jnp.int32), cache).compile()
     assert time.perf_counter() - started < 30

@@ -139,7 +139,10 @@ class TestWeights:
         model = load_file(write(tmp_path / "model.gguf", document, weights))
         assert_same_tree(model.params, oracle.stacked(weights, 3))
         config = model.config
-        assert (config.tie_embeddings, config.attention_bias) == (document["tie_word_embeddings"], document["attention_bias"])
+        assert (config.tie_embeddings, config.attention_bias) == (
+            document["tie_word_embeddings"],
+            document["attention_bias"],
+        )
         assert (config.rms_norm_eps, config.rope_theta, config.mlp_bias) == (1e-5, 10000.0, document["mlp_bias"])
         assert (config.bos_token_id, config.eos_token_ids, config.max_position_embeddings) == (1, (2,), 64)
         assert model.tokenizer is None
@@ -156,7 +159,12 @@ class TestWeights:
     def test_head_width_and_key_heads_may_be_left_to_be_inferred(self, tmp_path: Path) -> None:
         document = oracle.config(head_dim=4, num_key_value_heads=6)
         settings = dict.fromkeys(
-            ("llama.attention.key_length", "llama.attention.value_length", "llama.attention.head_count_kv", "llama.rope.freq_base")
+            (
+                "llama.attention.key_length",
+                "llama.attention.value_length",
+                "llama.attention.head_count_kv",
+                "llama.rope.freq_base",
+            )
         )
         model = load_file(write(tmp_path / "model.gguf", document, oracle.random_weights(document), settings=settings))
         assert (model.config.head_dim, model.config.num_kv_heads, model.config.rope_theta) == (4, 6, 10000.0)
@@ -175,7 +183,13 @@ class TestWeights:
         assert load_file(tiny(tmp_path / "model.gguf", settings=settings)).config.num_kv_heads == 2
 
     def test_memory_is_the_weights_and_one_tensor(self, tmp_path: Path) -> None:
-        sizes = {"vocab_size": 512, "hidden_size": 288, "intermediate_size": 896, "num_hidden_layers": 6, "head_dim": 48}
+        sizes = {
+            "vocab_size": 512,
+            "hidden_size": 288,
+            "intermediate_size": 896,
+            "num_hidden_layers": 6,
+            "head_dim": 48,
+        }
         document = oracle.config(**sizes, num_key_value_heads=3)
         weights = oracle.random_weights(document)
         path = write(tmp_path / "model.gguf", document, weights, kind=GGMLQuantizationType.Q8_0)
@@ -222,7 +236,21 @@ class TestTypes:
 
     def test_there_are_many(self) -> None:
         names = {kind.name for kind in decodable()}
-        assert {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"} <= names
+        assert {
+            "F32",
+            "F16",
+            "BF16",
+            "Q4_0",
+            "Q4_1",
+            "Q5_0",
+            "Q5_1",
+            "Q8_0",
+            "Q2_K",
+            "Q3_K",
+            "Q4_K",
+            "Q5_K",
+            "Q6_K",
+        } <= names
         assert {"IQ2_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0"} <= names
 
     def test_q4_1_by_hand(self, tmp_path: Path) -> None:
@@ -236,7 +264,9 @@ class TestTypes:
             data = b""
             for start in (0, 32):
                 step, minimum, codes = np.float16(rng.random()), np.float16(-rng.random()), rng.integers(0, 16, 32)
-                data += step.tobytes() + minimum.tobytes() + bytes(int(codes[j] | codes[j + 16] << 4) for j in range(16))
+                data += (
+                    step.tobytes() + minimum.tobytes() + bytes(int(codes[j] | codes[j + 16] << 4) for j in range(16))
+                )
                 expected[row, start : start + 32] = np.float32(step) * codes.astype(np.float32) + np.float32(minimum)
             rows.append(np.frombuffer(data, np.uint8))
         path = tmp_path / "model.gguf"
@@ -244,7 +274,9 @@ class TestTypes:
         np.testing.assert_allclose(load_file(path).params["layers"]["down_proj"][0], expected, rtol=1e-6)
 
 
-def write_with(path: Path, document: Any, weights: Any, name: str, data: np.ndarray, kind: GGMLQuantizationType) -> None:
+def write_with(
+    path: Path, document: Any, weights: Any, name: str, data: np.ndarray, kind: GGMLQuantizationType
+) -> None:
     """A file in which one tensor holds these very bytes."""
     original = gguf.GGUFWriter.write_header_to_file
 
@@ -283,7 +315,7 @@ class TestRope:
     def test_llama_3_is_recognised(self, tmp_path: Path) -> None:
         document = oracle.config(head_dim=32, rope_theta=500000.0)
         factors = llama3_factors(32, 500000.0)
-        assert len(set(factors)) > 3  # some pairs left alone, some blended, some interpolated
+        assert 1 < np.sort(factors)[8] < 32  # some pairs are left alone, one is blended, some are interpolated
         weights = oracle.random_weights(document)
         model = load_file(write(tmp_path / "model.gguf", document, weights, extra={"rope_freqs.weight": factors}))
         assert model.config.rope_scaling == Llama3Scaling(
@@ -294,7 +326,9 @@ class TestRope:
         document = oracle.config()
         factors = [1.0, 1.5, 2.0, 3.0, 8.0]
         weights = oracle.random_weights(document)
-        path = write(tmp_path / "model.gguf", document, weights, extra={"rope_freqs.weight": np.array(factors, np.float32)})
+        path = write(
+            tmp_path / "model.gguf", document, weights, extra={"rope_freqs.weight": np.array(factors, np.float32)}
+        )
         model = load_file(path)
         assert model.config.rope_scaling == FrequencyFactors(factors=tuple(factors))
         tokens = np.random.default_rng(0).integers(0, 61, (1, 12)).astype(np.int32)
@@ -323,9 +357,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a huge depth": ({"settings": {"llama.block_count": 2**32 - 1}}, "lacks the tensor blk.2"),
     "a huge width": ({"settings": {"llama.feed_forward_length": 2**31}}, r"ffn_gate.weight has shape \(40, 24\)"),
     "fewer layers": ({"settings": {"llama.block_count": 1}}, "holds blk.1"),
-    "unknown scaling": ({"settings": {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}}, "'longrope'"),
-    "factors of another width": ({"extra": {"rope_freqs.weight": np.ones(4, np.float32)}}, r"rope_freqs.weight has shape \(4,\)"),
-    "an unknown tensor": ({"extra": {"blk.0.attn_q_norm.weight": np.ones(4, np.float32)}}, "holds blk.0.attn_q_norm.weight"),
+    "unknown scaling": (
+        {"settings": {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}},
+        "'longrope'",
+    ),
+    "factors of another width": (
+        {"extra": {"rope_freqs.weight": np.ones(4, np.float32)}},
+        r"rope_freqs.weight has shape \(4,\)",
+    ),
+    "an unknown tensor": (
+        {"extra": {"blk.0.attn_q_norm.weight": np.ones(4, np.float32)}},
+        "holds blk.0.attn_q_norm.weight",
+    ),
     "no number as theta": ({"settings": {"llama.rope.freq_base": float("nan")}}, "rope_theta"),
     "an unknown tokenizer": ({"settings": {"tokenizer.ggml.model": "magic"}}, "'magic'"),
 }
@@ -367,7 +410,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "another byte order": (lambda p: patched(p, b"GGUF", 0, struct.pack(">I", 3)), "GGUF"),
     "a type of tensor that does not exist": (
         lambda p: patched(p, b"blk.1.ffn_down.weight", 4 + 16, struct.pack("<I", 999)),
-        "999 is not a valid",
+        "blk.1.ffn_down.weight is of type 999",
     ),
     "a type of tensor that cannot be decoded": (
         lambda p: patched(p, b"blk.1.ffn_down.weight", 4 + 16, struct.pack("<I", GGMLQuantizationType.I32)),
@@ -385,8 +428,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: patched(p, b"blk.1.ffn_down.weight", 4 + 16 + 4, struct.pack("<Q", 2**64 - 32)),
         "GGUF",
     ),
-    "an array of numbers without end": (lambda p: patched(p, b"some.numbers", 8, struct.pack("<Q", 2**62)), "truncated"),
-    "an array of strings without end": (lambda p: patched(p, b"some.strings", 8, struct.pack("<Q", 2**62)), "truncated"),
+    "an array of numbers without end": (
+        lambda p: patched(p, b"some.numbers", 8, struct.pack("<Q", 2**62)),
+        "truncated",
+    ),
+    "an array of strings without end": (
+        lambda p: patched(p, b"some.strings", 8, struct.pack("<Q", 2**62)),
+        "truncated",
+    ),
     "a string without end": (lambda p: patched(p, b"some.strings", 16, struct.pack("<Q", 2**63)), "truncated"),
     "more keys than there are": (lambda p: patched(p, b"GGUF", 12, struct.pack("<Q", 2**63)), "GGUF"),
     "more tensors than there are": (lambda p: patched(p, b"GGUF", 4, struct.pack("<Q", 2**63)), "GGUF"),
@@ -440,24 +489,20 @@ def test_missing_file(tmp_path: Path) -> None:
         load_file(tmp_path / "nowhere.gguf")
 
 
-class TestTransformers:
-    def test_reads_the_same_model(self, tmp_path: Path) -> None:
-        torch = pytest.importorskip("torch", reason="install the extra 'parity'")
-        transformers = pytest.importorskip("transformers", reason="install the extra 'parity'")
-        pytest.importorskip("accelerate", reason="transformers reads GGUF files with accelerate")
-        document = oracle.config(hidden_size=64, head_dim=16, num_attention_heads=4, intermediate_size=96)
-        tokenizer = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": [f"t{i}" for i in range(61)]}
-        path = write(
-            tmp_path / "model.gguf",
-            document,
-            oracle.random_weights(document),
-            settings={"llama.vocab_size": 61, **({} if True else tokenizer)},
-            kind=GGMLQuantizationType.Q8_0,
-        )
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
-        ours = load_file(path)
-        tokens = np.random.default_rng(0).integers(0, 61, (1, 30)).astype(np.int32)
-        with torch.no_grad():
-            expected = theirs(torch.tensor(tokens)).logits.numpy()
-        got = np.asarray(forward(ours.params, jnp.asarray(tokens), ours.config, precision=None))
-        assert np.abs(got - expected).max() <= PARITY * np.abs(expected).max()
+def test_transformers_reads_the_same_model(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="transformers is the second reader: install the extra 'parity'")
+    transformers = pytest.importorskip("transformers", reason="it is the second reader: install the extra 'parity'")
+    pytest.importorskip("accelerate", reason="transformers reads GGUF files with accelerate")
+    document = oracle.config(hidden_size=64, head_dim=16, num_attention_heads=4, intermediate_size=96)
+    weights = oracle.random_weights(document)
+    settings = {"llama.vocab_size": 61}
+    path = write(tmp_path / "model.gguf", document, weights, settings=settings, kind=GGMLQuantizationType.Q8_0)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+    ours = load_file(path)
+    tokens = np.random.default_rng(0).integers(0, 61, (1, 30)).astype(np.int32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    got = np.asarray(forward(ours.params, jnp.asarray(tokens), ours.config, precision=None))
+    assert np.abs(got - expected).max() <= PARITY * np.abs(expected).max()

@@ -78,7 +78,9 @@ class TestLoad:
             ({}, "model.layers.1.self_attn.rotary_emb.inv_freq"),
         ],
     )
-    def test_tensors_that_follow_from_others_are_ignored(self, changes: dict[str, Any], extra: str, tmp_path: Path) -> None:
+    def test_tensors_that_follow_from_others_are_ignored(
+        self, changes: dict[str, Any], extra: str, tmp_path: Path
+    ) -> None:
         document = oracle.config(**changes)
         weights = oracle.random_weights(document)
         model = load_folder(write(tmp_path, document, weights | {extra: np.zeros(3, np.float32)}))
@@ -145,17 +147,29 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
         ValueError,
         "BertModel.*supported are LlamaForCausalLM",
     ),
-    "a huge vocabulary": (lambda f: edited(f, vocab_size=10**12), ValueError, r"embed_tokens.*\(61, 24\).*1000000000000"),
+    "a huge vocabulary": (
+        lambda f: edited(f, vocab_size=10**12),
+        ValueError,
+        r"embed_tokens.*\(61, 24\).*1000000000000",
+    ),
     "a huge depth": (lambda f: edited(f, num_hidden_layers=10**12), ValueError, "lacks the tensor model.layers.3"),
     "a negative size": (lambda f: edited(f, intermediate_size=-40), ValueError, "intermediate_size"),
     "a size in letters": (lambda f: edited(f, hidden_size="24"), ValueError, "hidden_size"),
-    "fewer layers than stored": (lambda f: edited(f, num_hidden_layers=2), ValueError, "model.layers.2.* does not call for"),
+    "fewer layers than stored": (
+        lambda f: edited(f, num_hidden_layers=2),
+        ValueError,
+        "model.layers.2.* does not call for",
+    ),
     "biases that the config denies": (
         lambda f: replaced(f, "model.layers.0.self_attn.q_proj.bias", np.zeros(60, np.float32)),
         ValueError,
         "q_proj.bias",
     ),
-    "a missing tensor": (lambda f: replaced(f, "model.norm.weight", None), ValueError, "lacks the tensor model.norm.weight"),
+    "a missing tensor": (
+        lambda f: replaced(f, "model.norm.weight", None),
+        ValueError,
+        "lacks the tensor model.norm.weight",
+    ),
     "a wrong shape": (
         lambda f: replaced(f, "model.layers.1.mlp.up_proj.weight", np.zeros((40, 23), np.float32)),
         ValueError,
@@ -211,7 +225,9 @@ def test_shard_that_lacks_what_the_index_promises(tmp_path: Path) -> None:
 class TestSave:
     @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}])
     @pytest.mark.parametrize("max_shard_bytes", [10**9, 8000])
-    def test_what_is_written_reads_the_same(self, changes: dict[str, Any], max_shard_bytes: int, tmp_path: Path) -> None:
+    def test_what_is_written_reads_the_same(
+        self, changes: dict[str, Any], max_shard_bytes: int, tmp_path: Path
+    ) -> None:
         model = load_folder(tiny(tmp_path / "in", **changes))
         save_folder(tmp_path / "out", model, max_shard_bytes=max_shard_bytes)
         back = load_folder(tmp_path / "out")
@@ -229,7 +245,10 @@ class TestSave:
 
     def test_shards_keep_to_their_size(self, tmp_path: Path) -> None:
         save_folder(tmp_path / "out", load_folder(tiny(tmp_path / "in")), max_shard_bytes=8000)
-        sizes = {file.name: sum(v.nbytes for v in load_file(file).values()) for file in (tmp_path / "out").glob("*.safetensors")}
+        sizes = {
+            file.name: sum(v.nbytes for v in load_file(file).values())
+            for file in (tmp_path / "out").glob("*.safetensors")
+        }
         assert max(sizes.values()) <= 8000
         index = json.loads((tmp_path / "out" / INDEX).read_text())
         assert index["metadata"]["total_size"] == sum(sizes.values())
@@ -256,7 +275,7 @@ class TestSave:
             k=24,
         )
         params = model.params | {"layers": model.params["layers"] | {"q_proj": matrix}}
-        with pytest.raises(ValueError, match="layers/q_proj.*dequantize"):
+        with pytest.raises(ValueError, match=r"layers/q_proj.*dequantize"):
             save_folder(tmp_path / "out", Model(model.config, params))
         assert not (tmp_path / "out").exists()
 

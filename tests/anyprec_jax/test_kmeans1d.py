@@ -21,10 +21,10 @@ def heavy_tailed(n: int, k: int, *, seed: int = 0, sixteen_bit: bool = False) ->
 
 
 @st.composite
-def rows(draw: st.DrawFn, *, max_k: int = 40) -> tuple[np.ndarray, np.ndarray]:
+def rows(draw: st.DrawFn, sizes: st.SearchStrategy[int] = st.integers(1, 40)) -> tuple[np.ndarray, np.ndarray]:
     """A few short rows: smooth, on a grid (many ties), in far clumps; sensitivities even, wild, or mostly zero."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = (2, draw(st.integers(1, max_k)))
+    shape = (2, draw(sizes))
     weights = {
         "smooth": lambda: rng.standard_normal(shape),
         "grid": lambda: rng.integers(-4, 12, shape),

@@ -50,7 +50,6 @@ class TestValidation:
             ("rms_norm_eps", 0.0),
             ("rope_theta", 1.0),
             ("rope_theta", float("inf")),
-            
             ("bos_token_id", -2),
             ("eos_token_ids", (2, -3)),
             ("rope_scaling", FrequencyFactors(factors=(1.0, 2.0))),  # heads of 10 have 5 pairs
@@ -58,7 +57,9 @@ class TestValidation:
     )
     def test_bad_value_is_refused_by_name(self, field: str, value: Any) -> None:
         good = config_from_huggingface(oracle.config())
-        with pytest.raises(ValueError, match=r"token ids|rope factors" if "token" in field or "scaling" in field else field):
+        with pytest.raises(
+            ValueError, match=r"token ids|rope factors" if "token" in field or "scaling" in field else field
+        ):
             dataclasses.replace(good, **{field: value})
 
     @pytest.mark.parametrize(
@@ -80,7 +81,9 @@ class TestValidation:
 
 @pytest.mark.parametrize("name", ["none", "linear", "llama3", "factors"])
 def test_frequencies_follow_the_papers(name: str) -> None:
-    as_json = config_to_huggingface(dataclasses.replace(config_from_huggingface(oracle.config()), rope_scaling=SCALINGS[name]))
+    as_json = config_to_huggingface(
+        dataclasses.replace(config_from_huggingface(oracle.config()), rope_scaling=SCALINGS[name])
+    )
     expected = oracle.frequencies(10, 10000.0, as_json["rope_scaling"])
     # float32 power and division: a few units in the last place.
     np.testing.assert_allclose(frequencies(10, 10000.0, SCALINGS[name]), expected, rtol=8 * np.finfo(np.float32).eps)
@@ -117,9 +120,21 @@ class TestHuggingFace:
 
     def test_silence_means_the_defaults_of_transformers(self) -> None:
         document = oracle.config()
-        for key in ("num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "attention_bias"):
+        for key in (
+            "num_key_value_heads",
+            "head_dim",
+            "rms_norm_eps",
+            "rope_theta",
+            "tie_word_embeddings",
+            "attention_bias",
+        ):
             del document[key]
-        del document["bos_token_id"], document["eos_token_id"], document["mlp_bias"], document["max_position_embeddings"]
+        del (
+            document["bos_token_id"],
+            document["eos_token_id"],
+            document["mlp_bias"],
+            document["max_position_embeddings"],
+        )
         config = config_from_huggingface(document)
         assert (config.num_kv_heads, config.head_dim, config.rms_norm_eps, config.rope_theta) == (6, 4, 1e-6, 10000.0)
         assert (config.tie_embeddings, config.attention_bias, config.mlp_bias) == (False, False, False)
@@ -136,7 +151,9 @@ class TestHuggingFace:
         if layout == "new":
             document |= {"rope_parameters": LLAMA3 | {"rope_theta": 500000}}
         else:
-            renamed = {"type" if key == "rope_type" and layout == "oldest" else key: value for key, value in LLAMA3.items()}
+            renamed = {
+                "type" if key == "rope_type" and layout == "oldest" else key: value for key, value in LLAMA3.items()
+            }
             document |= {"rope_theta": 500000, "rope_scaling": renamed}
         config = config_from_huggingface(document)
         assert config.rope_theta == 500000.0
@@ -152,7 +169,8 @@ class TestHuggingFace:
     @pytest.mark.parametrize("newest", [False, True])
     def test_what_is_written_reads_the_same(self, name: str, newest: bool) -> None:
         config = dataclasses.replace(
-            config_from_huggingface(oracle.config(attention_bias=True, eos_token_id=[2, 3])), rope_scaling=SCALINGS[name]
+            config_from_huggingface(oracle.config(attention_bias=True, eos_token_id=[2, 3])),
+            rope_scaling=SCALINGS[name],
         )
         document = json.loads(json.dumps(config_to_huggingface(config)))
         for key in ("rope_theta", "rope_scaling") if newest else ("rope_parameters",):
@@ -162,7 +180,10 @@ class TestHuggingFace:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*supported are LlamaForCausalLM"),
+            (
+                {"model_type": "mamba", "architectures": ["MambaForCausalLM"]},
+                "MambaForCausalLM.*supported are LlamaForCausalLM",
+            ),
             ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
             ({"model_type": None, "architectures": None}, "not supported"),
             ({"model_type": ["llama"]}, "not supported"),
@@ -180,7 +201,10 @@ class TestHuggingFace:
             ({"vocab_size": 1e12}, "vocab_size"),
             ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
             ({"rope_theta": "big"}, "rope_theta"),
-            ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'.*supported are default, linear, llama3, yarn"),
+            (
+                {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+                "'dynamic'.*supported are default, linear, llama3, yarn",
+            ),
             ({"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, "not supported"),
             ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
             ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor"),

@@ -11,7 +11,9 @@ from anyprec_jax.checkpoint import huggingface
 from anyprec_jax.models.decoder import forward, init_cache
 
 torch = pytest.importorskip("torch", reason="the parity tests compare with torch: install the extra 'parity'")
-transformers = pytest.importorskip("transformers", reason="the parity tests compare with transformers: install the extra 'parity'")
+transformers = pytest.importorskip(
+    "transformers", reason="the parity tests compare with transformers: install the extra 'parity'"
+)
 
 PARITY = 2e-5  # of the largest logit
 ROPE: dict[str, dict[str, Any]] = {
@@ -42,7 +44,13 @@ LLAMAS: dict[str, dict[str, Any]] = {
     "tied": {"tie_word_embeddings": True},
     "attention bias": {"attention_bias": True},
     "mlp bias": {"mlp_bias": True},
-    "everything": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rope": "llama3", "theta": 500.0},
+    "everything": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+        "rope": "llama3",
+        "theta": 500.0,
+    },
     **{f"rope {name}": {"rope": name} for name in ROPE if name != "default"},
 }
 
@@ -107,14 +115,18 @@ def test_greedy_texts_are_equal(tmp_path: Path) -> None:
     ours = huggingface.load_folder(tmp_path)
     prompt = random_tokens(1, 5)
     with torch.no_grad():
-        expected = theirs.generate(torch.tensor(prompt), max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+        expected = theirs.generate(
+            torch.tensor(prompt), max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
     logits, cache = forward(
         ours.params, jnp.asarray(prompt), ours.config, precision=None, cache=init_cache(ours.config, batch=1, length=25)
     )
     found = [*prompt[0]]
     for _ in range(20):
         found.append(int(jnp.argmax(logits[0, -1])))
-        logits, cache = forward(ours.params, jnp.asarray([found[-1:]], jnp.int32), ours.config, precision=None, cache=cache)
+        logits, cache = forward(
+            ours.params, jnp.asarray([found[-1:]], jnp.int32), ours.config, precision=None, cache=cache
+        )
     assert found == expected[0].tolist()
 
 
@@ -124,7 +136,10 @@ def test_long_text(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     ours = huggingface.load_folder(tmp_path)
     tokens = random_tokens(1, 4000)
-    assert error(forward(ours.params, jnp.asarray(tokens), ours.config, precision=None), their_logits(theirs, tokens)) <= PARITY
+    assert (
+        error(forward(ours.params, jnp.asarray(tokens), ours.config, precision=None), their_logits(theirs, tokens))
+        <= PARITY
+    )
 
 
 @pytest.mark.parametrize("name", LLAMAS)

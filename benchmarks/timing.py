@@ -1,0 +1,74 @@
+"""Comparisons in one run, on the same inputs, in turns; and their records."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+_LIBRARIES = ("jax", "jaxlib", "numpy", "numba")
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, list[float]]:
+    """Seconds of `repeats` rounds of calling each in turn, after one round that is not counted.
+
+    A machine that slows down for a while slows all of them; ratios of medians last where times do not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for measured in (False, *[True] * repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            elapsed = time.perf_counter() - start
+            if measured:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def record(name: str, arguments: Mapping[str, Any], results: Any) -> Path:
+    """Writes results/NAME.json: where, when, with what and what came out. Returns its path."""
+    contents = {**environment(), "arguments": dict(arguments), "results": results}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(contents, indent=1, default=str) + "\n", encoding="utf-8")
+    return path
+
+
+def environment() -> dict[str, Any]:
+    """Commit, time, machine and versions."""
+    return {
+        "commit": _commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": {"processor": _processor(), "cpus": len(os.sched_getaffinity(0)), "system": platform.platform()},
+        "versions": {
+            "python": platform.python_version(),
+            **{library: importlib.metadata.version(library) for library in _LIBRARIES},
+        },
+    }
+
+
+def _commit() -> str | None:
+    """Of the source tree, with `-dirty` where it was changed since."""
+    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
