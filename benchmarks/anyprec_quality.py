@@ -1,9 +1,9 @@
 """Claim: at every precision the optimal seed and exact splits give a better model than the authors' algorithm.
 
-Both quantize SmolLM2-135M from the same weights and the same sensitivities (32 windows of State of the Union messages of 1950-99) and go
-through the same evaluation (4,096 tokens of the 2016 address; WikiText-2 where a file of it is given). The authors' algorithm depends on
-a random seed, so it runs with several: means and ranges are shown. One calibration sample and one small model: differences
-below about 10 % of KL decide nothing.
+Both quantize SmolLM2-135M from the same weights and the same sensitivities (32 windows of State of the Union messages of
+1950-99) and go through the same evaluation (4,096 tokens of the 2016 address; WikiText-2 where a file of it is given). The
+authors' algorithm depends on a random seed, so it runs with several: means and ranges are shown. One calibration sample and one
+small model: differences below about 10 % of KL decide nothing.
 """
 
 import argparse
@@ -77,7 +77,9 @@ def tokenized(model: Model, file: Path) -> list[int]:
     return model.tokenizer.encode(read_text(file), special_tokens=False)
 
 
-def measure_sensitivity(model: Model, speeches: Path, num_sequences: int, sequence_length: int) -> sensitivity.Sensitivity:
+def measure_sensitivity(
+    model: Model, speeches: Path, num_sequences: int, sequence_length: int
+) -> sensitivity.Sensitivity:
     """The Fisher sum that both methods use."""
     assert model.tokenizer is not None
     text = "\n\n".join(read_text(file) for file in calibration_speeches(speeches))

@@ -32,7 +32,9 @@ def main() -> None:
 
     results = []
     if not arguments.json:
-        print(f"{'k':>6} {'weights':>8} {'rows/s':>8} {'upstream':>8} {'ratio':>6} {'min/1B':>7} {'error at 3 / 8 bits':>20}")
+        print(
+            f"{'k':>6} {'weights':>8} {'rows/s':>8} {'upstream':>8} {'ratio':>6} {'min/1B':>7} {'error at 3 / 8 bits':>20}"
+        )
     for k in arguments.widths:
         for dtype in ("float32", "float16"):
             result = compare(max(1, arguments.weights // k), k, dtype, repeats=arguments.repeats)
@@ -58,7 +60,10 @@ def compare(n: int, k: int, dtype: str, *, repeats: int) -> dict[str, Any]:
         repeats=repeats,
     )
     ours, upstream = (n / statistics.median(seconds[name]) for name in ("ours", "upstream"))
-    found, (theirs, failed_rows) = quantize(weights, sensitivity, CONFIG), quantize_upstream(weights, sensitivity, CONFIG)
+    found, (theirs, failed_rows) = (
+        quantize(weights, sensitivity, CONFIG),
+        quantize_upstream(weights, sensitivity, CONFIG),
+    )
 
     def relative_error(precision: int) -> float:
         return error(found, weights, sensitivity, precision) / error(theirs, weights, sensitivity, precision)

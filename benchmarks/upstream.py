@@ -1,7 +1,7 @@
-"""The authors' algorithm for one matrix, after their `quantize.py`, on the clustering library they use: the peer of the benchmarks.
+"""The authors' algorithm for one matrix, after their `quantize.py`, on the clustering library they use: the benchmarks' peer.
 
-flash1dkmeans 0.2.5: greedy k-means++ and at most 50 rounds of Lloyd's iteration for the seed, a binary search for every split. A row on
-which the library fails is left at zero and reported.
+flash1dkmeans 0.2.5: greedy k-means++ and at most 50 rounds of Lloyd's iteration for the seed, a binary search for every split.
+A row on which the library fails is left at zero and reported.
 """
 
 import flash1dkmeans
@@ -58,9 +58,7 @@ def _quantize_row(weights, sensitivity, seed_precision, parent_precision, seed, 
     wide = x.astype(np.float64)
     masses, moments, seconds = np.cumsum(mass), np.cumsum(mass * wide), np.cumsum(mass * wide * wide)
     try:
-        centroids, borders = _seed(
-            x, 2**seed_precision, _MAX_LLOYD_ROUNDS, masses, moments, seconds, 0, len(x), seed
-        )
+        centroids, borders = _seed(x, 2**seed_precision, _MAX_LLOYD_ROUNDS, masses, moments, seconds, 0, len(x), seed)
     except Exception:
         return False
     offset = len(centroids)

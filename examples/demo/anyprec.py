@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import anyprec_jax
+from anyprec_jax.cli import progress_bars
 from anyprec_jax.evaluate import Result, evaluate
 from anyprec_jax.generation import Generation
 from anyprec_jax.inspection import inspect
@@ -30,21 +30,15 @@ ORIGIN = (
     "The layers of this copy of SmolLM2 were stored in 4 bits (Q4_1) once, so a row has at most about 235 distinct values: "
     "8 bits being lossless here is an artefact of that, while 6 bits and below are a real reduction."
 )
-HEADER = ("precision", "bits read", "bits resident", "MB read per token", "perplexity", "KL, nats/token", "tokens/s")
+HEADER = ("precision", "read", "resident", "size", "perplexity", "KL", "tokens/s")
+UNITS = "read, resident: bits per weight of the linears; size: what a token reads; KL: nats per token"
 
 
 def run(data: Path, out: Path) -> Section:
     """Quantizes, evaluates and generates; prints the table and returns the report's section."""
     model_file, calibration_text, held_out = _inputs(data, out)
     artefact = out / "smollm2-anyprec"
-    with _bars() as bars:
-        tasks = {}
-
-        def report(phase: str, done: int, total: int) -> None:
-            task = tasks.setdefault(phase, None) or bars.add_task(phase, total=total)
-            tasks[phase] = task
-            bars.update(task, completed=done)
-
+    with progress_bars(Console(stderr=True)) as report:
         _quantize(model_file, artefact, calibration_text, report)
         reference = anyprec_jax.load(model_file)
         model = anyprec_jax.load(artefact)
@@ -52,7 +46,11 @@ def run(data: Path, out: Path) -> Section:
         text = held_out.read_text(encoding="utf-8")
         tokens = np.asarray(model.tokenizer.encode(text, special_tokens=False), np.int32)[:HELD_OUT_TOKENS]
         results = evaluate(
-            model, tokens, precisions=None, reference=reference, progress=lambda done, total: report("evaluation", done, total)
+            model,
+            tokens,
+            precisions=None,
+            reference=reference,
+            progress=lambda done, total: report("evaluation", done, total),
         )
         generations = _generate_all(model, reference, results, report)
     size = inspect(artefact)
@@ -72,7 +70,9 @@ def _inputs(data: Path, out: Path) -> tuple[Path, Path, Path]:
         if not wanted.is_file():
             raise FileNotFoundError(f"{wanted} is missing: remove {data} and run `make demo` again")
     if not chosen:
-        raise FileNotFoundError(f"{speeches} has no speeches of {CALIBRATION_YEARS}: remove {data} and run `make demo` again")
+        raise FileNotFoundError(
+            f"{speeches} has no speeches of {CALIBRATION_YEARS}: remove {data} and run `make demo` again"
+        )
     joined = out / "calibration.txt"
     joined.write_text("\n\n".join(file.read_text(encoding="utf-8") for file in chosen), encoding="utf-8")
     return model, joined, speeches / HELD_OUT
@@ -117,7 +117,7 @@ def _row(result: Result, generation: Generation, size: dict) -> list[str]:
         "unquantized" if is_reference else f"{result.precision} bits",
         f"{read:.2f}",
         f"{resident:.2f}",
-        f"{weights * read / 8e6:.0f}",
+        f"{weights * read / 8e6:.0f} MB",
         f"{result.perplexity:.2f}",
         "-" if result.kl is None else f"{result.kl:.4f}",
         f"{generation.tokens_per_s:.1f}",
@@ -125,12 +125,13 @@ def _row(result: Result, generation: Generation, size: dict) -> list[str]:
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*HEADER, title="SmolLM2-135M-Instruct, the linears of its layers")
+    table = Table(*HEADER, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)
+    console.print(f"\nSmolLM2-135M-Instruct on {HELD_OUT_TOKENS:,} held-out tokens; {UNITS}\n")
     console.print(table)
-    console.print(ORIGIN)
+    console.print(f"\n{ORIGIN}")
 
 
 def _section(rows, results: Sequence[Result], generations: dict, size: dict) -> Section:
@@ -144,7 +145,7 @@ def _section(rows, results: Sequence[Result], generations: dict, size: dict) -> 
             "paper's six codebooks weigh more than the planes. " + ORIGIN
         ),
         blocks=[
-            TableBlock(header=HEADER, rows=rows, look_at="Quality falls gently while the bytes read per token fall by half."),
+            TableBlock(header=HEADER, rows=rows, look_at=f"What each bit buys, and costs. {UNITS}."),
             FigureBlock(
                 svg=_plot(results),
                 description="Perplexity against bits per weight read, with the unquantized model's as a line",
@@ -164,7 +165,9 @@ def _plot(results: Sequence[Result]) -> str:
     points = [(r.bits_per_weight, r.perplexity, r.precision) for r in results if r.precision != "reference"]
     reference = next(r.perplexity for r in results if r.precision == "reference")
     figure, axes = pyplot.subplots(figsize=(6.5, 3.6), layout="constrained")
-    axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", color="#0072B2", label="any-precision artefact")
+    axes.plot(
+        [p[0] for p in points], [p[1] for p in points], marker="o", color="#0072B2", label="any-precision artefact"
+    )
     for bits, perplexity, precision in points:
         axes.annotate(f"{precision}", (bits, perplexity), textcoords="offset points", xytext=(5, 6))
     axes.axhline(reference, linestyle="--", color="#D55E00", label="unquantized")
@@ -174,8 +177,3 @@ def _plot(results: Sequence[Result]) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     return buffer.getvalue()
-
-
-def _bars() -> Progress:
-    columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,5 +87,4 @@ def write_report(path: Path, sections: Sequence[Section]) -> Path:
     )
     partial = path.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return partial.replace(path)
