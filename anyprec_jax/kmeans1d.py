@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64, Int32, UInt8
 _MASS_BITS = 46  # of a row's total mass: prefix sums stay exact in float64, and so do their differences
 _SIGN = np.uint32(1 << 31)
 _DIGIT_BITS = 11  # three passes sort 32 bits
-_DIGIT = np.uint32((1 << _DIGIT_BITS) - 1)
+_DIGIT = np.uint64((1 << _DIGIT_BITS) - 1)
 _GRID_SPACING = 16  # values between the borders of the coarse partition that bounds the optimum
 _SLACK = 2.0**-40  # of a row's squared error: far above rounding, far below what would rule out fewer prefixes
 
@@ -117,52 +117,53 @@ def _sort_row(weights, sensitivity, values, cumulative, ranks):
     """Fills values, cumulative and ranks; returns how many values are distinct."""
     scale = _mass_scale(sensitivity)
     count = 0
-    total = 0.0
+    total = 0
+    last = np.float32(np.nan)
     cumulative[0] = 0.0
-    for i in _argsort(weights):
-        weight = weights[i] + np.float32(0.0)  # -0.0 becomes 0.0
-        if count == 0 or weight != values[count - 1]:
-            values[count] = weight
+    for item in _sorted_items(weights):
+        column = np.uint32(item)
+        weight = weights[column] + np.float32(0.0)  # -0.0 becomes 0.0
+        if weight != last:
+            values[count] = last = weight
             count += 1
-        total += max(1.0, np.rint(sensitivity[i] * scale))
+        total += max(1, np.int64(sensitivity[column] * scale + 0.5))
         cumulative[count] = total
-        ranks[i] = count - 1
+        ranks[column] = count - 1
     return count
 
 
 @compiled
-def _argsort(weights):
-    """Stable order of a float32 row: radix sort, least significant digit first, of keys that compare as the floats do."""
+def _sorted_items(weights):
+    """Radix sort of a float32 row: the columns in the lower halves, above them keys that compare as the weights do."""
     bits = weights.view(np.uint32)
-    keys, order = np.empty(len(bits), np.uint32), np.empty(len(bits), np.int32)
+    items = np.empty(len(bits), np.uint64)
+    varying = np.uint64(0)
     for i in range(len(bits)):
-        key = bits[i] if bits[i] != _SIGN else np.uint32(0)  # -0.0 equals 0.0
-        keys[i] = ~key if key & _SIGN else key | _SIGN
-        order[i] = i
-    for shift in range(0, 32, _DIGIT_BITS):
-        keys, order = _sort_by_digit(keys, order, np.uint32(shift))
-    return order
+        key = np.uint32(0) - bits[i] if bits[i] & _SIGN else bits[i] | _SIGN  # equal for 0.0 and -0.0
+        items[i] = np.uint64(key) << np.uint64(32) | np.uint64(i)
+        varying |= items[i] ^ items[0]
+    for shift in range(32, 64, _DIGIT_BITS):
+        if varying >> np.uint64(shift) & _DIGIT:  # the last digits of weights that were 16-bit once do not vary
+            items = _sort_by_digit(items, np.uint64(shift))
+    return items
 
 
 @compiled
-def _sort_by_digit(keys, order, shift):
+def _sort_by_digit(items, shift):
     slots = np.zeros(_DIGIT + 1, np.int32)
-    for key in keys:
-        slots[(key >> shift) & _DIGIT] += 1
-    if slots[(keys[0] >> shift) & _DIGIT] == len(keys):  # one digit throughout, as of weights that were 16-bit once
-        return keys, order
+    for item in items:
+        slots[item >> shift & _DIGIT] += 1
     taken = 0
     for digit in range(len(slots)):
         size = slots[digit]
         slots[digit] = taken
         taken += size
-    sorted_keys, sorted_order = np.empty_like(keys), np.empty_like(order)
-    for i in range(len(keys)):
-        digit = (keys[i] >> shift) & _DIGIT
-        sorted_keys[slots[digit]] = keys[i]
-        sorted_order[slots[digit]] = order[i]
+    result = np.empty_like(items)
+    for item in items:
+        digit = item >> shift & _DIGIT
+        result[slots[digit]] = item
         slots[digit] += 1
-    return sorted_keys, sorted_order
+    return result
 
 
 @compiled
@@ -335,16 +336,23 @@ def _append_interval(mass, moment, second, first, bound, start_before, gain_befo
             if j + half <= stop:
                 high = min(high, start[j + half])
             low = min(high, max(start[j - half], start_before[j]))  # rounding can reverse starts that tie
-            mass_j, moment_j = mass[j], moment[j]
-            for i in range(np.uint64(low), np.uint64(high + 1)):
-                gains[i] = gain_before[i] + (moment_j - moment[i]) ** 2 / (mass_j - mass[i])
-            best, best_gain = low, -1.0
-            for i in range(np.uint64(low), np.uint64(high + 1)):
-                if gains[i] > best_gain:
-                    best, best_gain = np.int64(i), gains[i]
-            start[j], gain[j] = best, best_gain
-            if second[j] - best_gain > bound and j > stop_before:
-                stop = j - 1
+            best = low
+            if low < high:
+                mass_j, moment_j = mass[j], moment[j]
+                for i in range(np.uint64(low), np.uint64(high + 1)):
+                    gains[i] = gain_before[i] + (moment_j - moment[i]) ** 2 / (mass_j - mass[i])
+                best_gain = -1.0
+                for i in range(np.uint64(low), np.uint64(high + 1)):
+                    if gains[i] > best_gain:
+                        best, best_gain = np.int64(i), gains[i]
+                if second[j] - best_gain > bound and j > stop_before:
+                    stop = j - 1
+            start[j] = best
             j += step
         step = half
+    for j in range(first, stop + 1):
+        i = start[j]
+        gain[j] = gain_before[i] + (moment[j] - moment[i]) ** 2 / (mass[j] - mass[i])
+        if second[j] - gain[j] > bound and j > stop_before:
+            return j - 1
     return stop

@@ -1,6 +1,6 @@
 """The any-precision product at decode: time of each implementation, beside what reading the bytes must take.
 
-    python benchmarks/anyprec_matmul.py [--rows 1] [--repeats 7] [--all]
+    python -m benchmarks.anyprec_matmul [--rows 1] [--repeats 7] [--all]
 
 The matrices of one shape form a stack larger than the caches, and one call multiplies by each in turn, as a decoder
 does. Implementations alternate; medians are printed, with the bound (bytes read at that precision over the bandwidth
@@ -9,15 +9,9 @@ measured in the same run) and bound / time. Writes benchmarks/results/anyprec_ma
 
 import argparse
 import concurrent.futures
-import importlib.metadata
-import json
 import os
-import platform
-import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +19,8 @@ import numpy as np
 
 from anyprec_jax.array import AnyPrecArray, nbytes
 from anyprec_jax.ops import Implementation, arg_specs, cpu, matmul
+from benchmarks.timing import alternate, medians, record
 
-RESULTS = Path(__file__).parent / "results" / "anyprec_matmul.json"
 STACK_BYTES = 256 << 20  # well above any last-level cache here
 MAX_LAYERS = 30  # of SmolLM2-135M
 PRECISIONS = (3, 4, 5, 6, 7, 8)
@@ -58,10 +52,8 @@ def main() -> None:
                 flush=True,
             )
             records.append({**shape._asdict(), "precision": precision, "seconds": seconds, "bound_seconds": bound})
-    report = {**environment(), "arguments": vars(arguments), "bandwidth_bytes_per_s": bandwidth, "results": records}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"wrote {RESULTS}")
+    results = {"bandwidth_bytes_per_s": bandwidth, "products": records}
+    print(f"wrote {record('anyprec_matmul', vars(arguments), results)}")
 
 
 def random_stack(shape: arg_specs.MatrixShape) -> AnyPrecArray:
@@ -82,23 +74,20 @@ def measure(stack: AnyPrecArray, precision: int, *, rows: int, repeats: int) -> 
     layers, _, k = stack.shape
     x = jnp.asarray(np.random.default_rng(1).standard_normal((rows, k)), jnp.float32)
 
-    def program(implementation: Implementation) -> Callable[[jax.Array, AnyPrecArray], jax.Array]:
-        def step(total, layer):
-            return total + matmul(x, stack, precision=precision, layer=layer, implementation=implementation), None
+    def program(implementation: Implementation) -> Callable[[], jax.Array]:
+        @jax.jit
+        def loop(x: jax.Array, stack: AnyPrecArray) -> jax.Array:
+            def step(total, layer):
+                return total + matmul(x, stack, precision=precision, layer=layer, implementation=implementation), None
 
-        start = jnp.zeros((rows, stack.n))
-        return jax.jit(lambda x, stack: jax.lax.scan(step, start, jnp.arange(layers))[0])
+            return jax.lax.scan(step, jnp.zeros((rows, stack.n)), jnp.arange(layers))[0]
 
-    programs = {implementation: program(implementation) for implementation in IMPLEMENTATIONS}
-    for run in programs.values():
-        run(x, stack).block_until_ready()
-    seconds = {implementation: [] for implementation in IMPLEMENTATIONS}
-    for _ in range(repeats):
-        for implementation, run in programs.items():
-            start = time.perf_counter()
-            run(x, stack).block_until_ready()
-            seconds[implementation].append((time.perf_counter() - start) / layers)
-    return {implementation: statistics.median(values) for implementation, values in seconds.items()}
+        return lambda: loop(x, stack).block_until_ready()
+
+    seconds = alternate(
+        {implementation: program(implementation) for implementation in IMPLEMENTATIONS}, repeats=repeats
+    )
+    return {implementation: median / layers for implementation, median in medians(seconds).items()}
 
 
 def read_bandwidth() -> float:
@@ -112,15 +101,6 @@ def read_bandwidth() -> float:
             list(executor.map(np.bitwise_or.reduce, parts))
             best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - start))
     return best
-
-
-def environment() -> dict[str, object]:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "commit": commit.stdout.strip(),
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": os.cpu_count()},
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
-    }
 
 
 if __name__ == "__main__":
