@@ -37,7 +37,9 @@ class AnyPrecArray:
     """
 
     bitplanes: jax.Array  # uint32 [parent, n, ceil(k / 32)]
-    codebooks: dict[int, jax.Array]  # w -> float16 [n, 2**w], for every precision that was loaded, seed and parent among them
+    codebooks: dict[
+        int, jax.Array
+    ]  # w -> float16 [n, 2**w], for every precision that was loaded, seed and parent among them
     seed_precision: int
     parent_precision: int
     k: int
@@ -103,7 +105,9 @@ def validate(array: AnyPrecArray) -> None:
         occupied = _occupied(planes, array.k)
         for precision in range(array.parent_precision, array.seed_precision - 1, -1):
             if precision in array.codebooks:
-                _validate_codebook(np.asarray(array.codebooks[precision][index], np.float32), occupied, precision, where)
+                _validate_codebook(
+                    np.asarray(array.codebooks[precision][index], np.float32), occupied, precision, where
+                )
             occupied = occupied[:, 0::2] | occupied[:, 1::2]
 
 
@@ -131,16 +135,16 @@ def _validate_structure(array: AnyPrecArray) -> None:
     for precision, codebook in array.codebooks.items():
         wanted = (*array.shape[:-1], 2**precision)
         if codebook.dtype != np.float16 or codebook.shape != wanted:
-            raise ValueError(
-                f"codebook {precision} must be float16 {wanted}, got {codebook.dtype} {codebook.shape}"
-            )
+            raise ValueError(f"codebook {precision} must be float16 {wanted}, got {codebook.dtype} {codebook.shape}")
 
 
 def _validate_padding(planes: np.ndarray, k: int, where: str) -> None:
     used = k % WORD_BITS
     if used and np.any(planes[:, :, -1] >> np.uint32(used)):
         plane, row = np.argwhere(planes[:, :, -1] >> np.uint32(used))[0]
-        raise ValueError(f"columns from k = {k} on must be code 0, but row {row}{where} has a bit set there in plane {plane}")
+        raise ValueError(
+            f"columns from k = {k} on must be code 0, but row {row}{where} has a bit set there in plane {plane}"
+        )
 
 
 def _validate_codebook(codebook: np.ndarray, occupied: np.ndarray, precision: int, where: str) -> None:

@@ -313,7 +313,9 @@ def _partition_prefixes(mass, moment, second, clusters, from_j, bound):
         gain, gain_before = gain_before, gain
         first = max(c, from_j) if c == clusters else c
         start[c, first - 1] = c - 1  # not a partition: what bounds the searches to its right
-        stop = _append_interval(mass, moment, second, first, bound, start[c - 1], gain_before, stop, start[c], gain, scratch)
+        stop = _append_interval(
+            mass, moment, second, first, bound, start[c - 1], gain_before, stop, start[c], gain, scratch
+        )
     return start, gain, stop
 
 

@@ -21,7 +21,9 @@ _FLOAT16_OVERFLOW = 65520.0  # the smallest magnitude that rounds to infinity
 
 
 def quantize(
-    weights: Float[np.ndarray | jax.Array, "n k"], sensitivity: Float[np.ndarray | jax.Array, "n k"], config: QuantizeConfig
+    weights: Float[np.ndarray | jax.Array, "n k"],
+    sensitivity: Float[np.ndarray | jax.Array, "n k"],
+    config: QuantizeConfig,
 ) -> AnyPrecArray:
     """Quantizes a matrix once, to be read at any precision from `config.seed_precision` to `config.parent_precision`.
 
@@ -89,7 +91,7 @@ def _cluster(
     weights: Float[np.ndarray, "n k"], sensitivity: Float[np.ndarray, "n k"], config: QuantizeConfig
 ) -> tuple[UInt8[np.ndarray, "n k"], dict[int, Float64[np.ndarray, "n _"]]]:
     """Codes at the parent precision, and the centroids of every precision."""
-    from anyprec_jax import kmeans1d, upscale  # noqa: PLC0415  numba: not for those who only read artefacts
+    from anyprec_jax import kmeans1d, upscale
 
     rows = kmeans1d.sort_rows(weights, sensitivity)
     clusters = kmeans1d.seed_clusters(rows, precision=config.seed_precision)

@@ -81,7 +81,7 @@ class Manifest:
 def array_entry(array: np.ndarray) -> ArrayEntry:
     """Describes an array; the checksum is of its bytes in C order."""
     contiguous = np.ascontiguousarray(array)
-    digest = hashlib.sha256(contiguous.reshape(-1).view(np.uint8)).hexdigest()
+    digest = hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).hexdigest()
     return ArrayEntry(shape=array.shape, dtype=array.dtype.name, nbytes=array.nbytes, sha256=digest)
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from rich.console import Console
@@ -34,6 +35,9 @@ HEADER = ("precision", "read", "resident", "size", "perplexity", "KL", "tokens/s
 UNITS = "read, resident: bits per weight of the linears; size: what a token reads; KL: nats per token"
 
 
+Precision: TypeAlias = int | Literal["reference"] | None  # as `evaluate` reports it
+
+
 def run(data: Path, out: Path) -> Section:
     """Quantizes, evaluates and generates; prints the table and returns the report's section."""
     model_file, calibration_text, held_out = _inputs(data, out)
@@ -57,7 +61,7 @@ def run(data: Path, out: Path) -> Section:
     rows = [_row(result, generations[result.precision], size) for result in results]
     _print_table(rows)
     for precision in SHOWN_PRECISIONS:
-        Console(highlight=False).print(f"\n{precision} bits: {generations[precision].text.strip()}", markup=False)
+        Console(highlight=False).print(f"\n{precision} bits: {generations[precision].text}", markup=False)
     (out / "anyprec.json").write_text(json.dumps([r._asdict() for r in results], indent=1) + "\n", encoding="utf-8")
     return _section(rows, results, generations, size)
 
@@ -94,12 +98,13 @@ def _quantize(model_file: Path, artefact: Path, text: Path, report) -> None:
         anyprec_jax.quantize_model(model_file, artefact, config, calibration=calibration, progress=report)
 
 
-def _generate_all(model, reference, results: Sequence[Result], report) -> dict[int | str, Generation]:
-    generations: dict[int | str, Generation] = {}
+def _generate_all(model, reference, results: Sequence[Result], report) -> dict[Precision, Generation]:
+    generations: dict[Precision, Generation] = {}
     for done, result in enumerate(results):
         report("generation", done, len(results))
         is_reference = result.precision == "reference"
-        subject, precision = (reference, None) if is_reference else (model, result.precision)
+        subject = reference if is_reference else model
+        precision = result.precision if isinstance(result.precision, int) else None
         anyprec_jax.generate(subject, PROMPT, chat=True, precision=precision, max_new_tokens=2)  # compiles
         generations[result.precision] = anyprec_jax.generate(
             subject, PROMPT, chat=True, precision=precision, max_new_tokens=NEW_TOKENS
@@ -136,7 +141,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def _section(rows, results: Sequence[Result], generations: dict, size: dict) -> Section:
     resident = size["bits_per_weight"]["resident"]
-    texts = [(f"{w} bits", generations[w].text.strip()) for w in SHOWN_PRECISIONS]
+    texts = [(f"{w} bits", generations[w].text) for w in SHOWN_PRECISIONS]
     return Section(
         title="One language model, any precision",
         introduction=(

@@ -118,7 +118,10 @@ BROKEN: dict[str, tuple[Callable[[AnyPrecArray], AnyPrecArray], str]] = {
     "k too small": (lambda a: dataclasses.replace(a, k=32), "must be \\[5, n, 1\\]"),
     "plane missing": (lambda a: dataclasses.replace(a, bitplanes=a.bitplanes[1:]), "parent_precision 5"),
     "signed planes": (lambda a: dataclasses.replace(a, bitplanes=a.bitplanes.astype(jnp.int32)), "must be uint32"),
-    "flat planes": (lambda a: dataclasses.replace(a, bitplanes=a.bitplanes[0]), "must be uint32 \\[parent, n, words\\]"),
+    "flat planes": (
+        lambda a: dataclasses.replace(a, bitplanes=a.bitplanes[0]),
+        "must be uint32 \\[parent, n, words\\]",
+    ),
     "codebook missing": (
         lambda a: dataclasses.replace(a, codebooks={3: a.codebooks[3], 4: a.codebooks[4]}),
         "precisions from 3 to 5, both among them, got \\[3, 4\\]",

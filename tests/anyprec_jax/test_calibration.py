@@ -42,9 +42,7 @@ def test_every_placement_is_equally_likely() -> None:
 def test_the_seed_decides() -> None:
     tokens = np.arange(10_000, dtype=np.int32)
     draw = {seed: calibration_windows(tokens, num_sequences=4, sequence_length=16, seed=seed) for seed in (0, 1)}
-    np.testing.assert_array_equal(
-        draw[0], calibration_windows(tokens, num_sequences=4, sequence_length=16, seed=0)
-    )
+    np.testing.assert_array_equal(draw[0], calibration_windows(tokens, num_sequences=4, sequence_length=16, seed=0))
     assert not np.array_equal(draw[0], draw[1])
 
 

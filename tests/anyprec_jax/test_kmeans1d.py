@@ -20,8 +20,11 @@ def heavy_tailed(n: int, k: int, *, seed: int = 0, sixteen_bit: bool = False) ->
     return weights, (1e-7 * np.exp(2 * rng.standard_normal((n, k)))).astype(np.float32)
 
 
+SMALL_SIZES = st.integers(1, 40)
+
+
 @st.composite
-def rows(draw: st.DrawFn, sizes: st.SearchStrategy[int] = st.integers(1, 40)) -> tuple[np.ndarray, np.ndarray]:
+def rows(draw: st.DrawFn, sizes: st.SearchStrategy[int] = SMALL_SIZES) -> tuple[np.ndarray, np.ndarray]:
     """A few short rows: smooth, on a grid (many ties), in far clumps; sensitivities even, wild, or mostly zero."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = (2, draw(sizes))
@@ -104,9 +107,7 @@ def test_seed_is_as_good_as_ckwraps(k: int, precision: int, sixteen_bit: bool) -
 
 @hypothesis.given(rows(), st.integers(1, 4))
 @hypothesis.settings(max_examples=60)
-def test_centroids_are_weighted_means_in_ascending_order(
-    matrix: tuple[np.ndarray, np.ndarray], precision: int
-) -> None:
+def test_centroids_are_weighted_means_in_ascending_order(matrix: tuple[np.ndarray, np.ndarray], precision: int) -> None:
     sorted_rows = kmeans1d.sort_rows(*matrix)
     clusters = kmeans1d.seed_clusters(sorted_rows, precision=precision)
     assert (np.diff(clusters.centroids) >= 0).all()

@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import itertools
 import subprocess
 import sys
 
@@ -93,7 +94,7 @@ def test_more_bits_are_closer() -> None:
     errors = [
         np.sum(sensitivity * (np.asarray(dequantize(array, precision=w)) - weights) ** 2) for w in array.precisions
     ]
-    assert all(finer < 0.5 * coarser for coarser, finer in zip(errors[:-1], errors[1:], strict=True))
+    assert all(finer < 0.5 * coarser for coarser, finer in itertools.pairwise(errors))
 
 
 def test_sensitive_weights_are_closer_and_the_others_pay() -> None:
