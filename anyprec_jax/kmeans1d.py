@@ -1,7 +1,8 @@
-"""Weighted one-dimensional clustering of the rows of a matrix: sorting, and the optimal seed.
+"""Weighted one-dimensional clustering of the rows of a matrix: sorting, the optimal seed, centroids, codes.
 
-On a line an optimal cluster is an interval, so a clustering is a list of borders in the sorted row. Everything here runs on the host
-in numba, one row at a time and rows in parallel; no result depends on the number of threads. Importing this module imports numba.
+On a line the best clusters are intervals, so a clustering is a list of borders in the sorted row. Everything here runs on the host,
+row by row on one thread, compiled by numba and free of the interpreter lock: callers may spread rows over threads. Importing this
+module imports numba.
 """
 
 import inspect
@@ -17,16 +18,19 @@ _MASS_BITS = 46  # of a row's total mass: prefix sums stay exact in float64, and
 _SIGN = np.uint32(1 << 31)
 _DIGIT_BITS = 11  # three passes sort 32 bits
 _DIGIT = np.uint64((1 << _DIGIT_BITS) - 1)
-_GRID_SPACING = 16  # values between the borders of the coarse partition that bounds the optimum
+_GRID_SPACING = 24  # values between the borders of the coarse partition that bounds the optimum
 _SLACK = 2.0**-40  # of a row's squared error: far above rounding, far below what would rule out fewer prefixes
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """`numba.njit` with IEEE arithmetic, kept on disk between runs wherever numba finds a folder it may write to."""
+    """`numba.njit` with IEEE arithmetic and without the lock, kept on disk between runs where numba finds a folder it may write to.
+
+    Keep functions that call each other in one file: numba compiles again when the file of the caller changed, not the callee's.
+    """
     source = inspect.unwrap(function)  # a type checker may have wrapped it
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(source)
-    except RuntimeError:  # no such folder
+    except RuntimeError:  # there is no such folder
         return numba.njit(nogil=True, error_model="numpy")(source)
 
 
@@ -338,23 +342,16 @@ def _append_interval(mass, moment, second, first, bound, start_before, gain_befo
             if j + half <= stop:
                 high = min(high, start[j + half])
             low = min(high, max(start[j - half], start_before[j]))  # rounding can reverse starts that tie
-            best = low
-            if low < high:
-                mass_j, moment_j = mass[j], moment[j]
-                for i in range(np.uint64(low), np.uint64(high + 1)):
-                    gains[i] = gain_before[i] + (moment_j - moment[i]) ** 2 / (mass_j - mass[i])
-                best_gain = -1.0
-                for i in range(np.uint64(low), np.uint64(high + 1)):
-                    if gains[i] > best_gain:
-                        best, best_gain = np.int64(i), gains[i]
-                if second[j] - best_gain > bound and j > stop_before:
-                    stop = j - 1
-            start[j] = best
+            mass_j, moment_j = mass[j], moment[j]
+            for i in range(np.uint64(low), np.uint64(high + 1)):
+                gains[i] = gain_before[i] + (moment_j - moment[i]) ** 2 / (mass_j - mass[i])
+            best, best_gain = low, -1.0
+            for i in range(np.uint64(low), np.uint64(high + 1)):
+                if gains[i] > best_gain:
+                    best, best_gain = np.int64(i), gains[i]
+            start[j], gain[j] = best, best_gain
+            if second[j] - best_gain > bound and j > stop_before:
+                stop = j - 1
             j += step
         step = half
-    for j in range(first, stop + 1):
-        i = start[j]
-        gain[j] = gain_before[i] + (moment[j] - moment[i]) ** 2 / (mass[j] - mass[i])
-        if second[j] - gain[j] > bound and j > stop_before:
-            return j - 1
     return stop

@@ -56,8 +56,9 @@ def quantize(
         for w in config.precisions:
             codebooks[w][rows] = _to_float16(centroids[w], first_row=rows.start)
 
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
-        list(executor.map(quantize_rows, _chunks(n, k)))
+    with concurrent.futures.ThreadPoolExecutor(_num_threads()) as executor:
+        for _ in executor.map(quantize_rows, _chunks(n, k)):
+            pass  # the first chunk that failed raises
     return AnyPrecArray(
         bitplanes=bitplanes.pack(jnp.asarray(codes), precision=config.parent_precision),
         codebooks={w: jnp.asarray(codebook) for w, codebook in codebooks.items()},
@@ -80,6 +81,11 @@ def _check(weights: Float[np.ndarray, "..."], sensitivity: Float[np.ndarray, "..
         raise ValueError(
             f"sensitivity must be finite and at least 0, got {sensitivity[row, column]} at row {row}, column {column}"
         )
+
+
+def _num_threads() -> int:
+    """One per CPU this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunks(n: int, k: int) -> Iterator[slice]:

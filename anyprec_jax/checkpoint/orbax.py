@@ -27,6 +27,7 @@ from anyprec_jax.tokenizer import Tokenizer
 
 _CHECKPOINT = "checkpoint"
 _CONFIG = "config.json"
+_INDEX_CACHE_BYTES = 32 << 20
 
 
 def save_artefact(path: Path, model: Model, *, provenance: Mapping[str, Any]) -> None:
@@ -180,7 +181,8 @@ def _restore(path: Path, entries: Mapping[str, ArrayEntry]) -> dict[str, np.ndar
     checkpoint = path.absolute() / _CHECKPOINT
     if not (checkpoint / "manifest.ocdbt").is_file():
         raise ValueError(f"{checkpoint} is damaged or incomplete: it is not an Orbax checkpoint in OCDBT format")
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
+    # Room for the index of the checkpoint, which every leaf is looked up in and which would be read again for each.
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _INDEX_CACHE_BYTES}})
     leaves: dict[str, np.ndarray] = {}
     for name, entry in entries.items():
         spec = {

@@ -125,10 +125,12 @@ std::shared_ptr<Job> make_job(const anyprec::Kernel* kernel, ffi::AnyBuffer x, f
   const int codes_per_byte = kernel->codes_per_byte(job->matrix.precision);
   const bool is_bfloat16 = x.element_type() == ffi::BF16;
   if (is_bfloat16) {
-    job->arranged = arrange(static_cast<const anyprec::BFloat16*>(x.untyped_data()), job->m, job->matrix, codes_per_byte);
+    const auto* values = static_cast<const anyprec::BFloat16*>(x.untyped_data());
+    job->arranged = arrange(values, job->m, job->matrix, codes_per_byte);
     job->unrounded.resize(job->m * job->matrix.n);
   } else {
-    job->arranged = arrange(static_cast<const float*>(x.untyped_data()), job->m, job->matrix, codes_per_byte);
+    const auto* values = static_cast<const float*>(x.untyped_data());
+    job->arranged = arrange(values, job->m, job->matrix, codes_per_byte);
   }
   job->y = is_bfloat16 ? job->unrounded.data() : static_cast<float*>(y.untyped_data());
   job->rounded = is_bfloat16 ? static_cast<anyprec::BFloat16*>(y.untyped_data()) : nullptr;

@@ -1,7 +1,7 @@
 // Products of a few activation rows with a weight matrix kept as bitplanes and per-row codebooks.
 //
-// These files know nothing of XLA or Python; ffi.cc binds them. Contract (the oracle is ops/reference.py): for 0 <= r < n
-// and 0 <= c < k, let code(r, c) collect bit c of row r from the first `precision` planes, plane 0 giving the most
+// Nothing here knows of XLA or Python; ffi.cc binds it. Contract (the oracle is ops/reference.py): for 0 <= r < n and
+// 0 <= c < k, let code(r, c) collect bit c of row r from the first `precision` planes, plane 0 giving the most
 // significant bit. Then y[b, r] = sum over c of codebook[r, code(r, c)] * x[b, c], in fp32.
 //
 // One kernel's sums are always taken in the same order, so a row of the result is the same bits whatever the number of

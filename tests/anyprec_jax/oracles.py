@@ -16,7 +16,7 @@ def masses(sensitivity: np.ndarray) -> np.ndarray:
         scale *= 2
     while total * scale >= 2.0**46:
         scale /= 2
-    return np.maximum(1, np.round(sensitivity.astype(np.float64) * scale))
+    return np.maximum(1, np.floor(sensitivity.astype(np.float64) * scale + 0.5))  # halves up
 
 
 def distinct(weights: np.ndarray, sensitivity: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
