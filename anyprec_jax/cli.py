@@ -139,6 +139,7 @@ def evaluate(
     from anyprec_jax.calibration import read_text
     from anyprec_jax.checkpoint import load
 
+    _note_missing_native_op()
     subject = load(model, precisions=precision)
     if subject.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, and scoring text needs one")
@@ -182,6 +183,7 @@ def generate(
     from anyprec_jax import generation
     from anyprec_jax.checkpoint import load
 
+    _note_missing_native_op()
     subject = load(model, precisions=None if precision is None else [precision])
     options: dict[str, Any] = {
         "precision": precision if precision is not None else generation.highest_precision(subject),
@@ -219,6 +221,15 @@ def export(
 
     save(dest, dequantized(load(out, precisions=[precision]), precision=precision))
     _messages.print(f"wrote {dest}", markup=False)
+
+
+def _note_missing_native_op() -> None:
+    from anyprec_jax.ops import cpu
+
+    if (reason := cpu.why_unavailable()) is not None:
+        _messages.print(
+            f"note: plain XLA is used, several times slower than the native product: {reason}", markup=False
+        )
 
 
 @contextlib.contextmanager

@@ -235,3 +235,10 @@ def test_no_arguments_show_the_help() -> None:
     done = anyprec()
     assert done.exit_code == 2
     assert all(command in done.stdout + done.stderr for command in COMMANDS)
+
+
+def test_a_missing_native_op_is_said_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyprec_jax.ops.cpu.why_unavailable", lambda: "no compiler was found")
+    done = anyprec("generate", folder / "artefact", "--prompt", "a", "--max-new-tokens", 1)
+    assert done.exit_code == 0
+    assert done.stderr.startswith("note: plain XLA is used") and done.stderr.count("\n") == 1

@@ -7,7 +7,7 @@ import pytest
 
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.ops import arg_specs, cpu, dequantize, matmul
-from anyprec_jax.ops.matmul import MAX_DECODE_ROWS
+from anyprec_jax.ops.dispatch import MAX_DECODE_ROWS
 from tests.anyprec_jax.oracles_matmul import assert_product, example, normal
 
 needs_native = pytest.mark.skipif(cpu.why_unavailable() is not None, reason=f"{cpu.why_unavailable()}")
