@@ -12,6 +12,7 @@ there and ends with the same arrays; the artefact itself appears in one rename.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -30,7 +31,7 @@ from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.calibration import calibration_windows, read_text
 from anyprec_jax.checkpoint import load
 from anyprec_jax.checkpoint import manifest as manifests
-from anyprec_jax.checkpoint.atomic import require_free, sync, sync_folder
+from anyprec_jax.checkpoint.atomic import require_free, require_room, sync, sync_folder
 from anyprec_jax.checkpoint.orbax import save_artefact
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.models.decoder import LINEARS
@@ -167,7 +168,7 @@ def _run_folder(out: Path, provenance: dict[str, Any], bytes_needed: int) -> Ite
     folder = _staging(out)
     is_new = not folder.exists()
     if is_new:
-        _require_room(out.parent, bytes_needed)
+        require_room(out.parent, bytes_needed)
         folder.mkdir(parents=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -179,6 +180,11 @@ def _run_folder(out: Path, provenance: dict[str, Any], bytes_needed: int) -> Ite
         for leftover in (*folder.glob("*.partial"), *out.parent.glob(f".{out.name}.*.partial")):
             _remove(leftover)
         yield folder
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            message = f"{folder}: the disk is full: make room and repeat the command, which continues from there"
+            raise OSError(message) from error
+        raise
     finally:
         os.close(descriptor)
 
@@ -196,15 +202,6 @@ def _claim(folder: Path, provenance: dict[str, Any]) -> None:
         differing = ", ".join(key for key in provenance if started.get(key) != provenance[key])
         raise FileExistsError(
             f"{folder} holds an unfinished run that differs in {differing}: repeat its command, or remove the folder"
-        )
-
-
-def _require_room(parent: Path, bytes_needed: int) -> None:
-    existing = next(p for p in (parent, *parent.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < bytes_needed:
-        raise OSError(
-            f"quantizing needs about {bytes_needed / 1e9:.1f} GB in {parent}, which has {free / 1e9:.1f} GB free"
         )
 
 

@@ -41,6 +41,14 @@ def require_free(path: Path) -> None:
         raise FileExistsError(f"{path} already exists: remove it or choose another place")
 
 
+def require_room(folder: Path, num_bytes: int) -> None:
+    """Raises OSError unless the disk of `folder`, which need not exist yet, has `num_bytes` free."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise OSError(f"{folder} needs about {num_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free: make room")
+
+
 def sync(folder: Path) -> None:
     """Forces the files below `folder` to the disk, so that a rename that survives a power cut names complete files."""
     for file in folder.rglob("*"):

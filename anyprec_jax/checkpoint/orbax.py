@@ -18,7 +18,7 @@ import tensorstore
 
 from anyprec_jax.array import AnyPrecArray, validate
 from anyprec_jax.checkpoint import manifest as manifests
-from anyprec_jax.checkpoint.atomic import published
+from anyprec_jax.checkpoint.atomic import published, require_room
 from anyprec_jax.checkpoint.manifest import ArrayEntry, Manifest, MatrixEntry
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import config_from_huggingface, config_to_huggingface, parameter_shapes
@@ -28,6 +28,7 @@ from anyprec_jax.tokenizer import Tokenizer
 _CHECKPOINT = "checkpoint"
 _CONFIG = "config.json"
 _INDEX_CACHE_BYTES = 32 << 20
+_METADATA_BYTES = 1 << 20  # more than what Orbax writes beside the arrays
 
 
 def save_artefact(path: Path, model: Model, *, provenance: Mapping[str, Any]) -> None:
@@ -47,6 +48,8 @@ def save_artefact(path: Path, model: Model, *, provenance: Mapping[str, Any]) ->
     matrices, leaves = flatten(model.params)
     if not matrices:
         raise ValueError("an artefact holds any-precision matrices, and this model has none: quantize it first")
+    # Asked first, because Orbax's threads report a full disk at length, each for itself.
+    require_room(path.parent, sum(leaf.nbytes for leaf in leaves.values()) + _METADATA_BYTES)
     with published(path) as folder:
         (folder / _CONFIG).write_text(
             json.dumps(config_to_huggingface(model.config), indent=2) + "\n", encoding="utf-8"

@@ -1,11 +1,12 @@
+import errno
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -228,13 +229,25 @@ def test_a_weight_that_is_not_finite_is_named(value: float, tmp_path: Path) -> N
 
 
 def test_a_disk_that_is_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = os.statvfs_result  # only its meaning matters: nothing is free
-    monkeypatch.setattr(
-        model_quantization.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10, "of": usage})()
-    )
-    with pytest.raises(OSError, match=r"needs about .* GB .* has 0\.0 GB free"):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(OSError, match=r"needs about .* MB, and 0\.0 MB are free"):
         quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up(
+    source: Path, calibration: Calibration, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(np, "savez", fail)
+        with pytest.raises(OSError, match="the disk is full: make room and repeat the command"):
+            quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration)
+    assert not (tmp_path / "out").exists()
+    quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration)
+    assert checksums(tmp_path / "out") == checksums(finished)
 
 
 def test_no_tokenizer_and_too_little_text(source: Path, calibration: Calibration, tmp_path: Path) -> None:
