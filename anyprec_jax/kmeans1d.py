@@ -19,6 +19,7 @@ _SIGN = np.uint32(1 << 31)
 _DIGIT_BITS = 11  # three passes sort 32 bits
 _DIGIT = np.uint64((1 << _DIGIT_BITS) - 1)
 _GRID_SPACING = 24  # values between the borders of the coarse partition that bounds the optimum
+_FEW = 8  # candidates that are not worth a vectorised loop
 _SLACK = 2.0**-40  # of a row's squared error: far above rounding, far below what would rule out fewer prefixes
 
 
@@ -343,12 +344,18 @@ def _append_interval(mass, moment, second, first, bound, start_before, gain_befo
                 high = min(high, start[j + half])
             low = min(high, max(start[j - half], start_before[j]))  # rounding can reverse starts that tie
             mass_j, moment_j = mass[j], moment[j]
-            for i in range(np.uint64(low), np.uint64(high + 1)):
-                gains[i] = gain_before[i] + (moment_j - moment[i]) ** 2 / (mass_j - mass[i])
             best, best_gain = low, -1.0
-            for i in range(np.uint64(low), np.uint64(high + 1)):
-                if gains[i] > best_gain:
-                    best, best_gain = np.int64(i), gains[i]
+            if high - low < _FEW:
+                for i in range(np.uint64(low), np.uint64(high + 1)):
+                    g = gain_before[i] + (moment_j - moment[i]) ** 2 / (mass_j - mass[i])
+                    if g > best_gain:
+                        best, best_gain = np.int64(i), g
+            else:  # the same in two loops, of which the first is vectorised: no branches, and no negative indices to look for
+                for i in range(np.uint64(low), np.uint64(high + 1)):
+                    gains[i] = gain_before[i] + (moment_j - moment[i]) ** 2 / (mass_j - mass[i])
+                for i in range(np.uint64(low), np.uint64(high + 1)):
+                    if gains[i] > best_gain:
+                        best, best_gain = np.int64(i), gains[i]
             start[j], gain[j] = best, best_gain
             if second[j] - best_gain > bound and j > stop_before:
                 stop = j - 1
