@@ -62,7 +62,8 @@ def main() -> None:
             results[name][text] = [row._asdict() for row in rows]
     for text in texts:
         print_table(results, text)
-    record("anyprec_quality", vars(arguments), results)
+    settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
+    record("anyprec_quality", settings, results)
 
 
 def upstream(weights: np.ndarray, scores: np.ndarray, config: QuantizeConfig, seed: int) -> tuple[AnyPrecArray, int]:
