@@ -145,19 +145,6 @@ def test_a_weight_without_sensitivity_moves_no_border_but_gets_its_own_place() -
     np.testing.assert_array_equal(kmeans1d.codes(sorted_rows, four), [[0, 1, 1, 2, 3]])
 
 
-def test_the_number_of_threads_changes_nothing() -> None:
-    weights, sensitivity = heavy_tailed(7, 300)
-    threads = numba.get_num_threads()
-    results = []
-    for count in {1, threads}:
-        numba.set_num_threads(count)
-        sorted_rows = kmeans1d.sort_rows(weights, sensitivity)
-        clusters = kmeans1d.seed_clusters(sorted_rows, precision=3)
-        results.append((clusters.centroids.tobytes(), kmeans1d.codes(sorted_rows, clusters).tobytes()))
-    numba.set_num_threads(threads)
-    assert len(set(results)) == 1
-
-
 def test_compiles_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     njit = numba.njit
 

@@ -186,6 +186,16 @@ def test_rows_do_not_know_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(one.bitplanes[:, 0], array.bitplanes[:, 4])
 
 
+def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, sensitivity = heavy_tailed(40, 45)
+    monkeypatch.setattr(quantization, "_WEIGHTS_AT_ONCE", 45)
+    results = []
+    for threads in (1, 2, 7):
+        monkeypatch.setattr(quantization, "_num_threads", lambda threads=threads: threads)
+        results.append(quantize(weights, sensitivity, SMALL))
+    assert all(same_bytes(result, results[0]) for result in results)
+
+
 def test_takes_jax_arrays_of_any_float() -> None:
     weights, sensitivity = heavy_tailed(3, 45, sixteen_bit=True)
     array = quantize(weights, sensitivity, SMALL)
