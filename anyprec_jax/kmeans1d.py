@@ -83,8 +83,8 @@ def sort_rows(weights: Float32[np.ndarray, "n k"], sensitivity: Float32[np.ndarr
 def seed_clusters(rows: SortedRows, *, precision: int) -> Clusters:
     """The clustering of each row into 2**precision intervals that minimises the sum of mass * (value - centroid)**2.
 
-    A global optimum, by dynamic programming; Any-Precision LLM section 3.2 (upstream: k-means++ and Lloyd, a local one). Of equally
-    good borders the smaller wins. A row of fewer distinct values than clusters gets one cluster for each; the clusters left over
+    A global optimum, by dynamic programming; Any-Precision LLM section 3.2 (upstream: k-means++ and Lloyd, a local one). Which of equally
+    good borders is taken is the same every time. A row of fewer distinct values than clusters gets one cluster for each; those left over
     are empty, come last and repeat the largest value.
 
     Time O(2**precision * k log k) a row, memory 4 * 2**precision * k bytes a thread.
