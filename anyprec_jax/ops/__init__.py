@@ -1,6 +1,6 @@
 """The any-precision matrix product: one operation, one oracle (`reference`), several implementations."""
 
-from anyprec_jax.ops.dispatch import Implementation, matmul
+from anyprec_jax.ops.dispatch import Implementation, matmul, matmul_mixed
 from anyprec_jax.ops.reference import codes, dequantize
 
-__all__ = ["Implementation", "codes", "dequantize", "matmul"]
+__all__ = ["Implementation", "codes", "dequantize", "matmul", "matmul_mixed"]

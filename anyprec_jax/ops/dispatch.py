@@ -1,170 +1,186 @@
-"""`matmul`: the any-precision product, whichever implementation computes it."""
+"""`matmul` and `matmul_mixed`: the any-precision product, whichever implementation computes it."""
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from anyprec_jax.array import AnyPrecArray
-from anyprec_jax.ops import cpu
-from anyprec_jax.ops.reference import check_operands, matmul_xla
+from anyprec_jax.array import AnyPrecArray, check_precision
+from anyprec_jax.layout import PreparedArray
+from anyprec_jax.ops import cpu, operations
+from anyprec_jax.ops.transforms import Operation
 
 Implementation = Literal["xla", "cpu"]
-
-# Above this many rows of x most of the work is in the product: decode the matrix once and use XLA's dense one.
-MAX_DECODE_ROWS = 16
 
 
 def matmul(
     x: Shaped[Array, "*batch k"],
-    array: AnyPrecArray,
+    array: AnyPrecArray | PreparedArray,
     *,
     precision: int,
     layer: Int[Array, ""] | int | None = None,
     implementation: Implementation | None = None,
+    arithmetic: cpu.Arithmetic | None = None,
+    isa: cpu.Isa | None = None,
 ) -> Float[Array, "*batch n"]:
-    """`x @ dequantize(array, precision=precision).T`, products and sums in float32, result in the dtype of `x`.
+    """`x @ dequantize(array, precision=precision).T`, summed in float32, result in the dtype of `x`.
 
     Reads the first `precision` planes and the codebook of that precision, nothing else. Works under `jax.jit`,
-    `jax.vmap` (over `x`, `array` and `layer`) and `jax.grad` (with respect to `x` and the codebooks).
+    `jax.vmap` (over `x`, `array` and `layer`) and `jax.grad` (with respect to `x` and the codebooks, whose gradients are exact).
 
     Args:
       x: floating point.
-      array: one matrix, or with `layer` a stack of them.
+      array: one matrix, or with `layer` a stack of them; as it is, or prepared.
       precision: bits per weight, seed <= precision <= parent.
       layer: which matrix of the stack, 0 <= layer < number of matrices; may be traced, as in a `jax.lax.scan`.
       implementation: "xla" runs everywhere; "cpu" is the native one, for float32 and bfloat16; None picks the best
         that works on the platform and for this number of rows, and never fails.
+      arithmetic: what the native product may round, "exact", "int16" or "int8", with the error bounds of `ops.cpu.matmul`; None is
+        "int16" up to 16 rows of x, and exact products of decoded weights above. Naming one asks for implementation "cpu".
+      isa: the instruction set of the native product, "portable", "avx2" or "avx512"; None is the best of this processor. Naming one
+        asks for implementation "cpu".
 
     Raises:
       ValueError: if `x` is not floating point or its last axis is not `k`, if `array` has no such `precision`, if
         `layer` is missing for a stack or given for one matrix, or if "cpu" cannot take the dtype of `x`.
       RuntimeError: if `implementation` is "cpu" and that is not installed; the message says why.
+      jax.errors.JaxRuntimeError: when it runs, if this processor lacks `isa`, or a traced `layer` is outside the stack.
     """
-    _check(x, array, precision, layer)
-    operation = _select(implementation, rows=math.prod(x.shape[:-1]), dtype=x.dtype)
-    if isinstance(layer, int):
-        layer = jnp.int32(layer)
-    return _multiply(x, array.bitplanes, array.codebooks[precision], layer, operation=operation)
+    _check(x, array, layer)
+    check_precision(array, precision)
+    operation = _select(implementation, x.dtype, arithmetic, isa)
+    planes, codebook, index = _as_stack(array, array.codebooks[precision], layer)
+    return _multiply(x, planes, codebook, index, operation=operation)
 
 
-def _check(x: Array, array: AnyPrecArray, precision: int, layer: Array | int | None) -> None:
-    matrix = array
-    if layer is not None:
-        if array.bitplanes.ndim != 4:
-            raise ValueError(f"layer is for a stack [layers, n, k] of matrices, got an array of shape {array.shape}")
-        if isinstance(layer, int) and not 0 <= layer < array.shape[0]:
-            raise ValueError(f"layer must be in [0, {array.shape[0]}), got {layer}")
-        matrix = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), array)
-    elif array.bitplanes.ndim == 4:
+def matmul_mixed(
+    x: Shaped[Array, "batch k"],
+    array: AnyPrecArray | PreparedArray,
+    precisions: Int[Array | np.ndarray, " batch"],
+    *,
+    layer: Int[Array, ""] | int | None = None,
+    implementation: Implementation | None = None,
+    arithmetic: cpu.Arithmetic | None = None,
+    isa: cpu.Isa | None = None,
+) -> Float[Array, "batch n"]:
+    """`matmul` with a precision for each row of x.
+
+    The native product passes over the planes once, and gives each row the bits that it has alone at its precision under the same
+    `arithmetic`. Works under `jax.jit` with traced `precisions`. XLA computes every precision of the array and selects.
+
+    Args:
+      precisions: one for each row of x, each a precision of `array`. Traced ones that are not give an exception when the native product
+        runs, and rows of NaN in XLA.
+      x, array, layer, implementation, arithmetic, isa: as for `matmul`; None as arithmetic is "int16".
+
+    Raises:
+      ValueError, RuntimeError, jax.errors.JaxRuntimeError: as `matmul`; also if `precisions` are not one integer per row of x.
+    """
+    _check(x, array, layer)
+    if x.ndim != 2 or precisions.shape != x.shape[:1] or not jnp.issubdtype(precisions.dtype, jnp.integer):
+        raise ValueError(
+            f"precisions must be integers, one per row of x [batch, k], got {precisions.dtype} {precisions.shape} for x {x.shape}"
+        )
+    if not isinstance(precisions, jax.core.Tracer):
+        for precision in np.unique(np.asarray(precisions)):
+            check_precision(array, int(precision))
+    _select(implementation, x.dtype, arithmetic, isa)
+    is_native = implementation == "cpu" or arithmetic is not None or isa is not None
+    has_native = cpu.why_unavailable() is None and x.dtype in cpu.DTYPES and implementation != "xla"
+    return _multiply_mixed(
+        x,
+        array,
+        jnp.asarray(precisions, jnp.int32),
+        None if layer is None else jnp.asarray(layer, jnp.int32),
+        options=(arithmetic, isa),
+        where="cpu" if is_native else "platform" if has_native else "xla",
+    )
+
+
+def _check(x: Array, array: AnyPrecArray | PreparedArray, layer: Array | int | None) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating point, got {x.dtype}")
+    if x.ndim == 0 or x.shape[-1] != array.k:
+        raise ValueError(f"x must be [*batch, {array.k}] for a matrix with k = {array.k}, got {x.shape}")
+    is_stack = len(array.shape) == 3
+    if layer is None and is_stack:
         raise ValueError(f"an array of shape {array.shape} is a stack: say which matrix with layer=")
-    check_operands(x, matrix, precision=precision)
+    if layer is not None and not is_stack:
+        raise ValueError(f"layer is for a stack [layers, n, k] of matrices, got an array of shape {array.shape}")
+    if isinstance(layer, int) and not 0 <= layer < array.shape[0]:
+        raise ValueError(f"layer must be in [0, {array.shape[0]}), got {layer}")
 
 
-# What the implementations look like from here on: (x [m, k], bitplanes [layers, parent, n, words], codebook of the
-# precision [layers, n, entries], layer []) -> [m, n]. The number of entries tells the precision, x tells k.
-Operation = Callable[[Array, Array, Array, Array], Array]
+def _as_stack(
+    array: AnyPrecArray | PreparedArray, codebook: Array, layer: Array | int | None
+) -> tuple[Array, Array, Array]:
+    """Planes and codebook of a stack, of one matrix if need be, and which matrix of it."""
+    planes = array.planes if isinstance(array, PreparedArray) else array.bitplanes
+    if layer is None:
+        return planes[None], codebook[None], jnp.int32(0)
+    return planes, codebook, jnp.asarray(layer, jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="operation")  # a call outside `jit` then copies no planes
-def _multiply(x: Array, bitplanes: Array, codebook: Array, layer: Array | None, *, operation: Operation) -> Array:
-    index = jnp.asarray(0 if layer is None else layer, jnp.int32)
-    if layer is None:  # a stack of one
-        bitplanes, codebook = bitplanes[None], codebook[None]
-    *batch, k = x.shape
-    product = operation(x.reshape(math.prod(batch), k), bitplanes, codebook, index)
-    return product.reshape(*batch, bitplanes.shape[-2])
-
-
-def _select(implementation: Implementation | None, *, rows: int, dtype: jnp.dtype) -> Operation:
-    if implementation not in (None, *get_args(Implementation)):
-        raise ValueError(f"implementation must be one of {get_args(Implementation)} or None, got {implementation!r}")
+def _select(
+    implementation: Implementation | None, dtype: np.dtype, arithmetic: cpu.Arithmetic | None, isa: cpu.Isa | None
+) -> Operation:
+    for name, value, choices in (
+        ("implementation", implementation, get_args(Implementation)),
+        ("arithmetic", arithmetic, get_args(cpu.Arithmetic)),
+        ("isa", isa, get_args(cpu.Isa)),
+    ):
+        if value is not None and value not in choices:
+            raise ValueError(f"{name} must be one of {choices} or None, got {value!r}")
+    is_native = arithmetic is not None or isa is not None
     if implementation == "xla":
-        return _xla
+        if is_native:
+            raise ValueError("arithmetic and isa are those of implementation 'cpu', but implementation is 'xla'")
+        return operations.xla
     reason = cpu.why_unavailable()
-    if implementation == "cpu":
+    if implementation == "cpu" or is_native:
         if reason is not None:
             raise RuntimeError(f"implementation 'cpu' is not available: {reason}")
         if dtype not in cpu.DTYPES:
             raise ValueError(f"implementation 'cpu' takes x of {' or '.join(map(str, cpu.DTYPES))}, got {dtype}")
-        return _transformable_cpu
-    return _transformable_best if reason is None and dtype in cpu.DTYPES and rows <= MAX_DECODE_ROWS else _xla
+        return operations.native(arithmetic, isa)
+    return operations.best() if reason is None and dtype in cpu.DTYPES else operations.xla
 
 
-def _xla(x: Array, bitplanes: Array, codebook: Array, layer: Array) -> Array:
-    precision = _precision(codebook)
-    _, _, n, words = bitplanes.shape
-    planes = jax.lax.dynamic_slice(bitplanes, (layer, 0, 0, 0), (1, precision, n, words))[0]
-    codebooks = {precision: jax.lax.dynamic_index_in_dim(codebook, layer, keepdims=False)}
-    matrix = AnyPrecArray(planes, codebooks, seed_precision=precision, parent_precision=precision, k=x.shape[-1])
-    return matmul_xla(x, matrix, precision=precision)
+@functools.partial(jax.jit, static_argnames="operation")  # a call outside `jit` then copies no planes
+def _multiply(x: Array, planes: Array, codebook: Array, layer: Array, *, operation: Operation) -> Array:
+    *batch, k = x.shape
+    product = operation(x.reshape(math.prod(batch), k), planes, codebook, layer)
+    return product.reshape(*batch, codebook.shape[1])
 
 
-def _cpu(x: Array, bitplanes: Array, codebook: Array, layer: Array) -> Array:
-    return cpu.matmul(x, bitplanes, codebook, layer, precision=_precision(codebook))
+@functools.partial(jax.jit, static_argnames=("options", "where"))
+def _multiply_mixed(
+    x: Array,
+    array: AnyPrecArray | PreparedArray,
+    precisions: Array,
+    layer: Array | None,
+    *,
+    options: tuple[cpu.Arithmetic | None, cpu.Isa | None],
+    where: Literal["cpu", "platform", "xla"],
+) -> Array:
+    def native(x: Array, precisions: Array) -> Array:
+        stacks = {w: _as_stack(array, codebook, layer) for w, codebook in array.codebooks.items()}
+        planes, _, index = next(iter(stacks.values()))
+        codebooks = {w: codebook for w, (_, codebook, _) in stacks.items()}
+        arithmetic, isa = options
+        return cpu.matmul_mixed(x, planes, codebooks, precisions, index, arithmetic=arithmetic, isa=isa)
 
+    def xla(x: Array, precisions: Array) -> Array:
+        product = jnp.full((x.shape[0], array.n), jnp.nan, x.dtype)
+        for precision, codebook in array.codebooks.items():
+            this = operations.xla(x, *_as_stack(array, codebook, layer))
+            product = jnp.where((precisions == precision)[:, None], this, product)
+        return product
 
-def _best(x: Array, bitplanes: Array, codebook: Array, layer: Array) -> Array:
-    if x.shape[0] > MAX_DECODE_ROWS:  # asked again here: vmap adds rows
-        return _xla(x, bitplanes, codebook, layer)
-    return jax.lax.platform_dependent(x, bitplanes, codebook, layer, cpu=_cpu, default=_xla)
-
-
-def _precision(codebook: Array) -> int:
-    return codebook.shape[-1].bit_length() - 1
-
-
-def _with_vmap(forward: Operation) -> Operation:
-    """Adds the batching that a custom call lacks: more rows of x, or a loop over a longer stack of matrices."""
-
-    @jax.custom_batching.custom_vmap
-    def operation(x: Array, bitplanes: Array, codebook: Array, layer: Array) -> Array:
-        return forward(x, bitplanes, codebook, layer)
-
-    @operation.def_vmap
-    def rule(axis_size, in_batched, x, bitplanes, codebook, layer):
-        def batch(operand: Array, is_batched: bool) -> Array:
-            return operand if is_batched else jnp.broadcast_to(operand, (axis_size, *operand.shape))
-
-        x_batched, bitplanes_batched, codebook_batched, layer_batched = in_batched
-        if not (bitplanes_batched or codebook_batched or layer_batched):
-            product = operation(jax.lax.collapse(x, 0, 2), bitplanes, codebook, layer)
-            return product.reshape(*x.shape[:2], bitplanes.shape[2]), True
-        layers = batch(layer, layer_batched)
-        if bitplanes_batched or codebook_batched:  # a batch of stacks is one longer stack, and not copied
-            bitplanes, codebook = batch(bitplanes, bitplanes_batched), batch(codebook, codebook_batched)
-            layers = layers + bitplanes.shape[1] * jnp.arange(axis_size, dtype=layers.dtype)
-            bitplanes, codebook = jax.lax.collapse(bitplanes, 0, 2), jax.lax.collapse(codebook, 0, 2)
-
-        def one(x_and_layer: tuple[Array, Array]) -> Array:
-            x, layer = x_and_layer
-            return operation(x, bitplanes, codebook, layer)
-
-        return jax.lax.map(one, (batch(x, x_batched), layers)), True
-
-    return operation
-
-
-def _with_gradient(forward: Operation) -> Operation:
-    """Adds reverse-mode derivatives with respect to x and the codebook: those of the XLA implementation."""
-
-    @jax.custom_vjp
-    def operation(x: Array, bitplanes: Array, codebook: Array, layer: Array) -> Array:
-        return forward(x, bitplanes, codebook, layer)
-
-    def backward(operands, cotangent):
-        x, bitplanes, codebook, layer = map(jnp.asarray, operands)  # a constant layer comes back as a NumPy scalar
-        _, pullback = jax.vjp(lambda x, codebook: _xla(x, bitplanes, codebook, layer), x, codebook)
-        x_cotangent, codebook_cotangent = pullback(cotangent)
-        return x_cotangent, None, codebook_cotangent, None
-
-    operation.defvjp(lambda *operands: (forward(*operands), operands), backward)
-    return operation
-
-
-_transformable_cpu = _with_gradient(_with_vmap(_cpu))
-_transformable_best = _with_gradient(_with_vmap(_best))
+    if where == "platform":
+        return jax.lax.platform_dependent(x, precisions, cpu=native, default=xla)
+    return native(x, precisions) if where == "cpu" else xla(x, precisions)

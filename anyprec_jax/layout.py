@@ -1,0 +1,102 @@
+"""How a matrix lies in memory for the products: the planes as they are, or once prepared for the native CPU product.
+
+`AnyPrecArray` is the natural layout. `prepare` copies it once, at load, into the one that memory delivers fastest.
+"""
+
+import dataclasses
+import functools
+import math
+import mmap
+import typing
+
+import jax
+import numpy as np
+
+from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.bitplanes import num_words
+
+_HUGE_PAGE_BYTES = 2 << 20
+_PAGE_BYTES = 4096
+# What a plane is longer than a multiple of a page: planes that are read side by side then begin in different sets of the caches and in
+# different banks of memory.
+_OFFSET_BYTES = 2112
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("planes", "codebooks"),
+    meta_fields=("seed_precision", "parent_precision", "n", "k"),
+)
+@dataclasses.dataclass(frozen=True)
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation puts there
+class PreparedArray:
+    """An `AnyPrecArray`, or a stack of them, in the layout that the native CPU product reads fastest.
+
+    The same bits in the same order, but for padding at the end of every plane: `natural` takes it away again. On Linux the planes lie in
+    huge pages.
+    """
+
+    planes: jax.Array  # uint32 [parent, words], or [layers, parent, words] for a stack
+    codebooks: dict[int, jax.Array]  # w -> float16 [n, 2**w], or [layers, n, 2**w]
+    seed_precision: int
+    parent_precision: int
+    n: int
+    k: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weights it stands for: `(n, k)`, or `(layers, n, k)` for a stack."""
+        return (*self.planes.shape[:-2], self.n, self.k)
+
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """Every precision it can be read at, ascending."""
+        return tuple(sorted(self.codebooks))
+
+
+def prepare(array: AnyPrecArray) -> PreparedArray:
+    """Copies a matrix or a stack into the prepared layout. Drop the original afterwards: one of them is enough.
+
+    Cost: one pass over the planes and codebooks on the host; memory for the copy.
+    """
+    words = array.n * num_words(array.k)
+    planes = _empty((*array.bitplanes.shape[:-2], _padded_words(words)), np.dtype(np.uint32))
+    planes[..., words:] = 0
+    natural = np.asarray(array.bitplanes)
+    planes[..., :words] = natural.reshape(*natural.shape[:-2], words)
+    codebooks: dict[int, jax.Array] = {}
+    for precision, codebook in array.codebooks.items():
+        copy = _empty(codebook.shape, np.dtype(np.float16))
+        copy[...] = np.asarray(codebook)
+        codebooks[precision] = jax.device_put(copy)
+    return PreparedArray(
+        jax.device_put(planes), codebooks, array.seed_precision, array.parent_precision, array.n, array.k
+    )
+
+
+def natural(array: PreparedArray) -> AnyPrecArray:
+    """The inverse of `prepare`; under `jax.jit` a slice of every plane."""
+    words = num_words(array.k)
+    planes = natural_planes(array.planes, n=array.n, words=words)
+    return AnyPrecArray(planes, array.codebooks, array.seed_precision, array.parent_precision, array.k)
+
+
+def natural_planes(planes: jax.Array, *, n: int, words: int) -> jax.Array:
+    """`[..., words of a padded plane]` to `[..., n, words]`."""
+    return planes[..., : n * words].reshape(*planes.shape[:-1], n, words)
+
+
+def _padded_words(words: int) -> int:
+    padded = -(-words // 16) * 16  # whole cache lines
+    return padded + _OFFSET_BYTES // 4 if padded * 4 % _PAGE_BYTES == 0 else padded
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory that JAX uses in place, in huge pages where it is large and the system has them."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    room = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES)
+    if nbytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        room.madvise(mmap.MADV_HUGEPAGE)
+    buffer = np.frombuffer(room, np.uint8)
+    start = -buffer.ctypes.data % _HUGE_PAGE_BYTES
+    return buffer[start : start + nbytes].view(dtype).reshape(shape)

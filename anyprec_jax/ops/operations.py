@@ -1,0 +1,57 @@
+"""The implementations of the product as operations (see `transforms`): in XLA, native, and native where that is best."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.bitplanes import num_words
+from anyprec_jax.layout import natural_planes
+from anyprec_jax.ops import cpu
+from anyprec_jax.ops.reference import matmul_xla
+from anyprec_jax.ops.transforms import Operation, precision_of, with_gradient, with_vmap
+
+# Above this many rows of x most of the work is in the product: decode the matrix once and use XLA's dense one.
+MAX_DECODE_ROWS = 16
+
+
+def xla(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
+    """Plain JAX: runs everywhere, exact, differentiable."""
+    precision, n, words = precision_of(codebook), codebook.shape[1], num_words(x.shape[-1])
+    matrix = jax.lax.dynamic_index_in_dim(planes, layer, keepdims=False)[:precision]
+    if matrix.ndim == 2:
+        matrix = natural_planes(matrix, n=n, words=words)
+    codebooks = {precision: jax.lax.dynamic_index_in_dim(codebook, layer, keepdims=False)}
+    array = AnyPrecArray(matrix, codebooks, seed_precision=precision, parent_precision=precision, k=x.shape[-1])
+    return matmul_xla(x, array, precision=precision)
+
+
+@functools.cache
+def native(arithmetic: cpu.Arithmetic | None, isa: cpu.Isa | None) -> Operation:
+    """The native product; without a named arithmetic, many rows go through a dense product of decoded weights."""
+
+    def forward(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
+        if x.shape[0] > MAX_DECODE_ROWS and arithmetic is None:  # asked here because vmap adds rows
+            return _decode_then_multiply(x, planes, codebook, layer)
+        precision = precision_of(codebook)
+        return cpu.matmul(x, planes, codebook, layer, precision=precision, arithmetic=arithmetic, isa=isa)
+
+    return with_gradient(with_vmap(forward), xla)
+
+
+@functools.cache
+def best() -> Operation:
+    """Whatever is fastest on the platform that the program is compiled for, and always works."""
+
+    def forward(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
+        return jax.lax.platform_dependent(x, planes, codebook, layer, cpu=native(None, None), default=xla)
+
+    return with_gradient(with_vmap(forward), xla)
+
+
+def _decode_then_multiply(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
+    weights = cpu.dequantize(planes, codebook, layer, k=x.shape[-1], precision=precision_of(codebook))
+    product = jnp.matmul(x.astype(jnp.float32), weights.T, precision=jax.lax.Precision.HIGHEST)
+    return product.astype(x.dtype)

@@ -1,0 +1,224 @@
+// The kernels against products in double precision, without Python, for sanitizers and emulators: `make test-native`.
+//
+// Every buffer is a heap block of exactly the size that the interface asks for, so that AddressSanitizer sees one byte too many.
+#include "product.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+using anyprec::AffineMatrix;
+using anyprec::Arithmetic;
+using anyprec::Kernel;
+using anyprec::Matrix;
+using anyprec::Product;
+
+int failures = 0;
+
+// Relative L2 errors that docs/anyprec.md promises.
+double bound_of(Arithmetic arithmetic) {
+  return arithmetic == Arithmetic::kExact ? 2e-6 : arithmetic == Arithmetic::kInt16 ? 5e-4 : 3e-2;
+}
+
+const char* name_of(Arithmetic arithmetic) {
+  return arithmetic == Arithmetic::kExact ? "exact" : arithmetic == Arithmetic::kInt16 ? "int16" : "int8";
+}
+
+// fp16 of a number that fp16 holds exactly: a small integer divided by a power of two.
+std::uint16_t half_of(int numerator, int log2_denominator) {
+  if (numerator == 0) return 0;
+  const int sign = numerator < 0, magnitude = std::abs(numerator);
+  int exponent = 0;
+  while (magnitude >> (exponent + 1)) ++exponent;
+  const int biased = exponent - log2_denominator + 15, fraction = (magnitude << (10 - exponent)) & 0x3ff;
+  return static_cast<std::uint16_t>(sign << 15 | biased << 10 | fraction);
+}
+
+struct Example {
+  int n, k, precision, parent;
+  std::int64_t plane_stride;
+  std::vector<std::uint8_t> planes;
+  std::vector<std::uint16_t> codebook;
+  std::vector<double> weights;  // [n, k]
+
+  Matrix matrix() const { return {planes.data(), plane_stride, codebook.data(), n, k, precision}; }
+};
+
+Example make_example(int n, int k, int precision, int padding, std::mt19937& random) {
+  const int parent = 8, row_bytes = (k + 31) / 32 * 4;
+  Example e{n, k, precision, parent, static_cast<std::int64_t>(n) * row_bytes + padding, {}, {}, std::vector<double>(n * k)};
+  // The planes that are not read do not exist.
+  e.planes.resize((precision - 1) * e.plane_stride + n * row_bytes);
+  e.codebook.resize(n << precision);
+  std::vector<double> centroids(n << precision);
+  for (int i = 0; i < n << precision; ++i) {
+    const int numerator = static_cast<int>(random() % 2047) - 1023;
+    e.codebook[i] = half_of(numerator, 12), centroids[i] = std::ldexp(numerator, -12);
+  }
+  for (int row = 0; row < n; ++row)
+    for (int column = 0; column < k; ++column) {
+      const int code = static_cast<int>(random() % (1u << precision));
+      e.weights[row * k + column] = centroids[(row << precision) + code];
+      for (int p = 0; p < precision; ++p)
+        if (code >> (precision - 1 - p) & 1)
+          e.planes[p * e.plane_stride + row * row_bytes + column / 8] |= static_cast<std::uint8_t>(1 << column % 8);
+    }
+  return e;
+}
+
+std::vector<float> make_x(int m, int k, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  std::vector<float> x(m * k);
+  for (int i = 0; i < m * k; ++i) x[i] = normal(random) * (i % k % 97 == 5 ? 12.0f : 1.0f);  // outlier channels
+  return x;
+}
+
+std::vector<double> product_of(const std::vector<double>& weights, const std::vector<float>& x, int m, int n, int k) {
+  std::vector<double> y(m * n);
+  for (int b = 0; b < m; ++b)
+    for (int row = 0; row < n; ++row)
+      for (int column = 0; column < k; ++column)
+        y[b * n + row] += weights[row * k + column] * static_cast<double>(x[b * k + column]);
+  return y;
+}
+
+// 64-byte aligned, and not a byte larger than asked for.
+struct Aligned {
+  void* data;
+  explicit Aligned(std::int64_t bytes) : data(std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {}
+  ~Aligned() { std::free(data); }
+  Aligned(const Aligned&) = delete;
+};
+
+template <class AnyMatrix>
+std::vector<float> run(const Product<AnyMatrix>& product, const AnyMatrix& matrix, const std::vector<float>& x, int m, std::int64_t first,
+                       std::int64_t last) {
+  const std::int64_t k = matrix.k;
+  std::vector<Aligned*> buffers;
+  std::vector<const void*> arranged;
+  std::vector<float> y(m * matrix.n, -1e30f);
+  std::vector<float*> rows;
+  for (int b = 0; b < m; ++b) {
+    buffers.push_back(new Aligned(product.arranged_bytes(k)));
+    std::vector<float> alone(x.begin() + b * k, x.begin() + (b + 1) * k);
+    product.arrange(alone.data(), k, buffers.back()->data);
+    arranged.push_back(buffers.back()->data), rows.push_back(y.data() + b * matrix.n);
+  }
+  product.multiply_rows(matrix, arranged.data(), m, first, last, rows.data());
+  for (Aligned* buffer : buffers) delete buffer;
+  return y;
+}
+
+void expect(bool holds, const std::string& what, double value) {
+  if (holds) return;
+  ++failures;
+  std::printf("FAILED %s: %g\n", what.c_str(), value);
+}
+
+double relative_error(const std::vector<float>& actual, const std::vector<double>& wanted) {
+  double error = 0, norm = 0;
+  for (std::size_t i = 0; i < wanted.size(); ++i) error += std::pow(actual[i] - wanted[i], 2), norm += wanted[i] * wanted[i];
+  return std::sqrt(error / std::max(norm, 1e-30));
+}
+
+void test_product(const Kernel& kernel, Arithmetic arithmetic, int n, int k, int precision, int m, std::mt19937& random) {
+  const std::string what = std::string(kernel.isa) + " " + name_of(arithmetic) + " n=" + std::to_string(n) + " k=" + std::to_string(k) +
+                           " precision=" + std::to_string(precision) + " m=" + std::to_string(m);
+  const Example e = make_example(n, k, precision, random() % 2 ? 2112 : 0, random);
+  const std::vector<float> x = make_x(m, k, random);
+  const auto& product = kernel.product(arithmetic);
+  const std::vector<float> y = run(product, e.matrix(), x, m, 0, n);
+  // One column or row is a single product, in which quantization errors do not average out.
+  const double slack = n * k < 1000 ? 4.0 : 1.0;
+  const double error = relative_error(y, product_of(e.weights, x, m, n, k));
+  expect(error <= slack * bound_of(arithmetic), what, error);
+  // A part of the rows, and each row of x alone: the same bits.
+  const std::int64_t middle = n / 2 / anyprec::kRowMultiple * anyprec::kRowMultiple;
+  const std::vector<float> part = run(product, e.matrix(), x, m, middle, n);
+  for (int b = 0; b < m; ++b) {
+    const std::vector<float> alone =
+        run(product, e.matrix(), std::vector<float>(x.begin() + b * k, x.begin() + (b + 1) * k), 1, 0, n);
+    for (int row = 0; row < n; ++row) {
+      expect(alone[row] == y[b * n + row], what + " alone", alone[row] - y[b * n + row]);
+      if (row >= middle) expect(part[b * n + row] == y[b * n + row], what + " part", part[b * n + row] - y[b * n + row]);
+    }
+  }
+}
+
+void test_affine(const Kernel& kernel, int n, int k, int m, std::mt19937& random) {
+  std::vector<std::uint8_t> codes(n * k);
+  std::vector<float> scale(n), offset(n);
+  std::vector<double> weights(n * k);
+  for (int row = 0; row < n; ++row) {
+    scale[row] = 0.001f * static_cast<float>(1 + random() % 9), offset[row] = -128 * scale[row];
+    for (int column = 0; column < k; ++column) {
+      codes[row * k + column] = static_cast<std::uint8_t>(random());
+      weights[row * k + column] = static_cast<double>(scale[row]) * codes[row * k + column] + offset[row];
+    }
+  }
+  const std::vector<float> x = make_x(m, k, random);
+  const AffineMatrix matrix{codes.data(), scale.data(), offset.data(), n, k};
+  const double error = relative_error(run(kernel.affine, matrix, x, m, 0, n), product_of(weights, x, m, n, k));
+  expect(error <= (n * k < 1000 ? 4.0 : 1.0) * 5e-4,
+         std::string(kernel.isa) + " affine n=" + std::to_string(n) + " k=" + std::to_string(k) + " m=" + std::to_string(m), error);
+}
+
+void test_dequantize(int n, int k, int precision, std::mt19937& random) {
+  const Example e = make_example(n, k, precision, 0, random);
+  std::vector<float> weights(n * k);
+  anyprec::dequantize_rows(e.matrix(), 0, n, weights.data());
+  for (int i = 0; i < n * k; ++i) expect(weights[i] == static_cast<float>(e.weights[i]), "dequantize", weights[i]);
+}
+
+void test_non_finite(const Kernel& kernel, Arithmetic arithmetic, std::mt19937& random) {
+  const Example e = make_example(8, 700, 4, 0, random);
+  for (const float bad : {INFINITY, -INFINITY, NAN}) {
+    std::vector<float> x = make_x(1, 700, random);
+    x[600] = bad;
+    for (const float value : run(kernel.product(arithmetic), e.matrix(), x, 1, 0, 8))
+      expect(!std::isfinite(value), std::string(kernel.isa) + " " + name_of(arithmetic) + " of a non-finite x", value);
+  }
+}
+
+void test_kernel(const Kernel& kernel) {
+  std::mt19937 random(1);
+  const int shapes[][2] = {{1, 1}, {2, 31}, {5, 33}, {3, 127}, {4, 129}, {9, 512}, {7, 576}, {33, 1056}, {6, 1540}};
+  for (Arithmetic arithmetic : {Arithmetic::kExact, Arithmetic::kInt16, Arithmetic::kInt8}) {
+    for (int precision = 1; precision <= anyprec::kMaxPrecision; ++precision) {
+      for (const auto& shape : shapes) test_product(kernel, arithmetic, shape[0], shape[1], precision, 1, random);
+      for (int m : {2, 16, 17, 35}) test_product(kernel, arithmetic, 7, 576, precision, m, random);
+    }
+    test_non_finite(kernel, arithmetic, random);
+  }
+  for (const auto& shape : shapes)
+    for (int m : {1, 3, 17}) test_affine(kernel, shape[0], shape[1], m, random);
+  for (int precision = 1; precision <= anyprec::kMaxPrecision; ++precision) test_dequantize(5, 577, precision, random);
+}
+
+}  // namespace
+
+// With arguments: the instruction sets to test, each of which has to run here.
+int main(int argc, char** argv) {
+  std::vector<std::string> wanted(argv + 1, argv + argc);
+  const bool all = wanted.empty();
+  if (all) wanted = {"portable", "avx2", "avx512"};
+  for (const std::string& isa : wanted) {
+    const Kernel* kernel = anyprec::find_kernel(isa);
+    if (kernel == nullptr) {
+      std::printf("%s: not here\n", isa.c_str());
+      if (!all) ++failures;
+      continue;
+    }
+    const int before = failures;
+    test_kernel(*kernel);
+    std::printf("%s: %s\n", isa.c_str(), failures == before ? "ok" : "FAILED");
+  }
+  return failures == 0 ? 0 : 1;
+}
