@@ -119,14 +119,18 @@ class GgmlMatmul:
 def quantize(weights: np.ndarray, weight_type: str) -> np.ndarray:
     """float32 [n, k] by ggml's quantizer, as uint8 [n, bytes of a row]."""
     n, k = weights.shape
-    kind = gguf.GGMLQuantizationType[weight_type]
-    block = gguf.GGML_QUANT_SIZES[kind][0]
-    if k % block != 0:
-        raise ValueError(f"{weight_type} has blocks of {block} weights, and k = {k} is no multiple of it")
+    kind = _checked_type(weight_type, k)
     weights = np.ascontiguousarray(weights, np.float32)
     packed = np.empty((n, int(k * bytes_per_weight(weight_type))), np.uint8)
     load().ggml_quantize_chunk(int(kind), weights.ctypes.data, packed.ctypes.data, 0, n, k, None)
     return packed
+
+
+def _checked_type(weight_type: str, k: int) -> gguf.GGMLQuantizationType:
+    kind = gguf.GGMLQuantizationType[weight_type]
+    if k % (block := gguf.GGML_QUANT_SIZES[kind][0]) != 0:
+        raise ValueError(f"{weight_type} has blocks of {block} weights, and k = {k} is no multiple of that")
+    return kind
 
 
 def buffer_types(weight_type: str, n: int, k: int, rows: int = 1) -> list[str]:
@@ -186,7 +190,7 @@ def _context(undo: ExitStack, num_tensors: int, *, graph_nodes: int = 0) -> int:
 
 
 def _tensor(context: int, weight_type: str, n: int, k: int) -> int:
-    return load().ggml_new_tensor_2d(context, int(gguf.GGMLQuantizationType[weight_type]), k, n)
+    return load().ggml_new_tensor_2d(context, int(_checked_type(weight_type, k)), k, n)
 
 
 def _allocate(undo: ExitStack, context: int, kind: int) -> int:
@@ -224,25 +228,36 @@ def main() -> None:
 
 def _print_times(arguments: argparse.Namespace) -> None:
     n, k, rows = arguments.n, arguments.k, arguments.rows
-    print(f"{n} x {k}, {rows} row(s) of x, {arguments.threads} threads")
+    pages = "default" if arguments.default_pages else "huge"
+    print(f"{n} x {k}, {rows} row(s) of x, {arguments.threads} threads, {pages} pages")
     print(f"{'type':6} {'buffer':12} {'bits':>6} {'us':>9} {'GB/s':>6} {'error':>8}")
     for weight_type in WEIGHT_TYPES:
-        for buffer_type in buffer_types(weight_type, n, k, rows):
-            with GgmlMatmul(
-                weight_type,
-                n,
-                k,
-                rows,
-                threads=arguments.threads,
-                buffer_type=buffer_type,
-                huge_pages=not arguments.default_pages,
-            ) as peer:
-                seconds = medians(alternate({"ggml": peer.run}, repeats=arguments.repeats))["ggml"] / peer.num_matrices
-                print(
-                    f"{weight_type:6} {buffer_type:12} {8 * peer.bytes_per_matrix / n / k:6.3f} {seconds * 1e6:9.1f} "
-                    f"{peer.bytes_per_matrix / seconds / 1e9:6.1f} {relative_error(peer):8.1e}",
-                    flush=True,
+        with ExitStack() as stack:
+            peers = [
+                stack.enter_context(
+                    GgmlMatmul(
+                        weight_type,
+                        n,
+                        k,
+                        rows,
+                        threads=arguments.threads,
+                        buffer_type=buffer_type,
+                        huge_pages=not arguments.default_pages,
+                    )
                 )
+                for buffer_type in buffer_types(weight_type, n, k, rows)
+            ]
+            seconds = medians(alternate({peer.buffer_type: peer.run for peer in peers}, repeats=arguments.repeats))
+            for peer in peers:
+                _print_row(peer, seconds[peer.buffer_type] / peer.num_matrices)
+
+
+def _print_row(peer: GgmlMatmul, seconds: float) -> None:
+    print(
+        f"{peer.weight_type:6} {peer.buffer_type:12} {8 * peer.bytes_per_matrix / peer.n / peer.k:6.3f} "
+        f"{seconds * 1e6:9.1f} {peer.bytes_per_matrix / seconds / 1e9:6.1f} {relative_error(peer):8.1e}",
+        flush=True,
+    )
 
 
 def relative_error(peer: GgmlMatmul, layer: int = 1) -> float:

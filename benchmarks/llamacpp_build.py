@@ -52,19 +52,26 @@ def build(peers: Path = PEERS, *, jobs: int = 2) -> Path:
     libraries = peers / "build" / "bin"
     if stamp_path(peers).exists() and stamp_path(peers).read_text(encoding="utf-8") == stamp():
         return libraries
-    if shutil.which("cmake") is None:
-        raise PeerError("cmake is needed to build llama.cpp, and none was found: install it, or `pip install cmake`")
+    cmake = find_cmake()
     source = unpack(download(peers), peers / "source")
     patch(source)
     shutil.rmtree(peers / "build", ignore_errors=True)
     log = peers / "build.log"
     options = [f"-D{name}={value}" for name, value in _OPTIONS.items()]
     print("llama.cpp: configuring ...", flush=True)
-    run_logged(["cmake", "-S", str(source), "-B", str(peers / "build"), *options], log)
+    run_logged([cmake, "-S", str(source), "-B", str(peers / "build"), *options], log)
     print(f"llama.cpp: compiling, {jobs} at a time ...", flush=True)
-    run_logged(["cmake", "--build", str(peers / "build"), "--target", "llama", "--parallel", str(jobs)], log)
+    run_logged([cmake, "--build", str(peers / "build"), "--target", "llama", "--parallel", str(jobs)], log)
     stamp_path(peers).write_text(stamp(), encoding="utf-8")
     return libraries
+
+
+def find_cmake() -> str:
+    """This environment's, or the system's."""
+    for path in (str(Path(sys.executable).parent), None):
+        if (found := shutil.which("cmake", path=path)) is not None:
+            return found
+    raise PeerError("cmake is needed to build llama.cpp, and none was found: `pip install cmake`")
 
 
 def stamp_path(peers: Path) -> Path:
