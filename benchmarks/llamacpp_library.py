@@ -116,14 +116,13 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_get_memory": (c_void_p, c_void_p),
     "llama_init_from_model": (c_void_p, c_void_p, ContextParams),
     "llama_log_set": (None, _LOG, c_void_p),
-    "llama_memory_clear": (None, c_void_p, c_bool),
+    "llama_memory_seq_rm": (c_bool, c_void_p, c_int32, c_int32, c_int32),
     "llama_model_default_params": (ModelParams,),
     "llama_model_free": (None, c_void_p),
     "llama_model_get_vocab": (c_void_p, c_void_p),
     "llama_model_load_from_file": (c_void_p, c_char_p, ModelParams),
     "llama_model_quantize": (c_uint32, c_char_p, c_char_p, POINTER(QuantizeParams)),
     "llama_model_quantize_default_params": (QuantizeParams,),
-    "llama_synchronize": (None, c_void_p),
     "llama_vocab_n_tokens": (c_int32, c_void_p),
 }
 _ERROR_LEVEL = 4  # of enum ggml_log_level
