@@ -161,9 +161,17 @@ def run_logged(command: list[str], log: Path) -> None:
                 shown = int(percent[1]) // 10
                 print(f"llama.cpp: {10 * shown} %", flush=True)
     if process.returncode != 0:
-        errors = [line for line in log.read_text(encoding="utf-8").splitlines() if re.search(r"error", line, re.I)]
-        first = f" ({errors[0].strip()[:200]})" if errors else ""
-        raise PeerError(f"`{' '.join(command[:3])} ...` failed{first}: the whole output is in {log}")
+        excerpt = first_error(log.read_text(encoding="utf-8"))
+        raise PeerError(f"`{' '.join(command[:3])} ...` failed{excerpt}: the whole output is in {log}")
+
+
+def first_error(output: str) -> str:
+    """The first line of `output` that speaks of an error, with what follows it, on one line; empty if there is none."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for index, line in enumerate(lines):
+        if re.search(r"\berror\b", line, re.IGNORECASE):
+            return f" ({' '.join(lines[index : index + 3])[:300]})"
+    return ""
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:

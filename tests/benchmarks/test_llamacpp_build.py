@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.llamacpp_build import REQUIREMENTS, PeerError, patch, pinned, unpack
+from benchmarks.llamacpp_build import REQUIREMENTS, PeerError, first_error, patch, pinned, unpack
 
 ROOT = "llama_cpp_python-1.2.3/vendor/llama.cpp/"
 
@@ -79,3 +79,19 @@ def test_a_source_that_the_patch_does_not_fit_stops_the_build(tmp_path: Path) ->
     with pytest.raises(PeerError, match=r"mmq\.cpp cannot be patched .*expected once and occurs 0 times"):
         patch(tmp_path)
     assert path.read_text() == "int main() {}\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "excerpt"),
+    [
+        (
+            "-- fine\nCMake Error at CMakeLists.txt:2 (project):\n\n  No C++ compiler\n  was found.\nmore",
+            " (CMake Error at CMakeLists.txt:2 (project): No C++ compiler was found.)",
+        ),
+        ("a.c:3: error: no\n", " (a.c:3: error: no)"),
+        ("[ 10%] Building errors.cpp\nkilled\n", ""),
+    ],
+    ids=["cmake", "compiler", "none"],
+)
+def test_a_failure_is_told_in_one_line(output: str, excerpt: str) -> None:
+    assert first_error(output) == excerpt
