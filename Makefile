@@ -14,7 +14,7 @@ INSTALLED := pyproject.toml constraints.txt $(NATIVE)
 pip_install = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable
 quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Success\|ERROR\|error\)/p'
 
-.PHONY: help demo test test-all lint format bench bench-quantize bench-quality bench-matmul parity clean
+.PHONY: help demo test test-all lint format bench bench-quantize bench-quality bench-matmul bench-peers parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -52,6 +52,9 @@ bench-matmul: $(VENV)/bench.installed
 
 bench-quality: $(VENV)/bench.installed .cache/data/.complete
 	$(BIN)/python -m benchmarks.anyprec_quality --data .cache/data
+
+bench-peers: $(VENV)/bench.installed  ## build llama.cpp (five minutes), so that benchmarks compare with it
+	$(BIN)/python -m benchmarks.llamacpp_build --peers .cache/peers --jobs $(CMAKE_BUILD_PARALLEL_LEVEL)
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, and none was found: install it or set PYTHON=" >&2; exit 2; }
