@@ -60,7 +60,15 @@ class AnyPrecArray:
         return tuple(sorted(self.codebooks))
 
 
-def check_precision(array: AnyPrecArray, precision: int) -> None:
+@typing.runtime_checkable
+class Readable(typing.Protocol):
+    """Anything that can be read at several precisions, however it lies in memory."""
+
+    @property
+    def precisions(self) -> tuple[int, ...]: ...
+
+
+def check_precision(array: Readable, precision: int) -> None:
     """Raises ValueError unless `array` can be read at `precision`."""
     if isinstance(precision, bool) or not isinstance(precision, int) or precision not in array.precisions:
         readable = ", ".join(map(str, array.precisions))

@@ -60,13 +60,13 @@ def prepare(array: AnyPrecArray) -> PreparedArray:
     Cost: one pass over the planes and codebooks on the host; memory for the copy.
     """
     words = array.n * num_words(array.k)
-    planes = _empty((*array.bitplanes.shape[:-2], _padded_words(words)), np.dtype(np.uint32))
+    planes = huge_pages_empty((*array.bitplanes.shape[:-2], _padded_words(words)), np.dtype(np.uint32))
     planes[..., words:] = 0
     natural = np.asarray(array.bitplanes)
     planes[..., :words] = natural.reshape(*natural.shape[:-2], words)
     codebooks: dict[int, jax.Array] = {}
     for precision, codebook in array.codebooks.items():
-        copy = _empty(codebook.shape, np.dtype(np.float16))
+        copy = huge_pages_empty(codebook.shape, np.dtype(np.float16))
         copy[...] = np.asarray(codebook)
         codebooks[precision] = jax.device_put(copy)
     return PreparedArray(
@@ -91,7 +91,7 @@ def _padded_words(words: int) -> int:
     return padded + _OFFSET_BYTES // 4 if padded * 4 % _PAGE_BYTES == 0 else padded
 
 
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def huge_pages_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Uninitialised memory that JAX uses in place, in huge pages where it is large and the system has them."""
     nbytes = math.prod(shape) * dtype.itemsize
     room = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES)

@@ -60,7 +60,7 @@ def matmul(
 def matmul_mixed(
     x: Shaped[Array, "batch k"],
     array: AnyPrecArray | PreparedArray,
-    precisions: Int[Array | np.ndarray, " batch"],
+    precisions: Int[Array | np.ndarray, " rows"],
     *,
     layer: Int[Array, ""] | int | None = None,
     implementation: Implementation | None = None,

@@ -51,6 +51,41 @@ def normal(*shape: int, dtype=jnp.float32, seed: int = 0) -> jnp.ndarray:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
+# What `ops.cpu.matmul` promises: the relative L2 error of the product against float64.
+RELATIVE_ERRORS = {"exact": 2e-6, "int16": 5e-4, "int8": 3e-2}
+
+
+def with_outliers(*shape: int, dtype=jnp.float32, seed: int = 0) -> jnp.ndarray:
+    """Standard normal, one channel in 97 twelve times as large: what activations of language models look like."""
+    channels = np.where(np.arange(shape[-1]) % 97 == 5, 12.0, 1.0)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape) * channels, dtype)
+
+
+def relative_error(actual, x, weights: np.ndarray) -> float:
+    """L2 norm of the error of `x @ weights.T` over that of the product in float64."""
+    wanted = np.asarray(x, np.float64) @ weights.T
+    return float(np.linalg.norm(np.asarray(actual, np.float64) - wanted) / np.linalg.norm(wanted))
+
+
+def assert_close_product(actual, x, weights: np.ndarray, *, arithmetic: str | None) -> None:
+    """`actual` is `x @ weights.T` as nearly as the arithmetic promises; None is the default, "int16".
+
+    Matrices with k < 128 are exact, whatever the arithmetic. A single output has no norm over which errors average out: there, the
+    error is compared with that of all products adding up.
+    """
+    if arithmetic == "exact" or weights.shape[-1] < 128:
+        return assert_product(actual, x, weights)
+    allowed = RELATIVE_ERRORS[arithmetic or "int16"]
+    if actual.dtype == jnp.bfloat16:
+        allowed += BFLOAT16_ROUNDING
+    if actual.size >= 32:
+        assert relative_error(actual, x, weights) <= allowed
+    x64 = np.asarray(x, np.float64)
+    norms = np.linalg.norm(x64, axis=-1)[..., None] * np.linalg.norm(weights, axis=-1)
+    assert np.all(np.abs(np.asarray(actual, np.float64) - x64 @ weights.T) <= allowed * norms)
+    return None
+
+
 def assert_product(actual, x, weights: np.ndarray) -> None:
     """`actual` is `x @ weights.T` up to what fp32 sums and the rounding of the result to its dtype can do.
 

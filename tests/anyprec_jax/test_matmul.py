@@ -1,17 +1,27 @@
 """One contract, every implementation: the product equals slow NumPy on the named shapes, under jit, vmap and grad."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from anyprec_jax.array import AnyPrecArray
-from anyprec_jax.ops import arg_specs, cpu, dequantize, matmul
-from anyprec_jax.ops.dispatch import MAX_DECODE_ROWS
-from tests.anyprec_jax.oracles_matmul import assert_product, example, normal
+from anyprec_jax.layout import prepare
+from anyprec_jax.ops import arg_specs, cpu, dequantize, matmul, matmul_mixed
+from anyprec_jax.ops.operations import MAX_DECODE_ROWS
+from tests.anyprec_jax.oracles_matmul import assert_close_product, assert_product, example, normal
 
+FAILURE = (ValueError, jax.errors.JaxRuntimeError)
 needs_native = pytest.mark.skipif(cpu.why_unavailable() is not None, reason=f"{cpu.why_unavailable()}")
 every_implementation = pytest.mark.parametrize("implementation", ["xla", pytest.param("cpu", marks=needs_native), None])
+
+
+def arithmetic_of(implementation: str | None, rows: int = 1) -> str:
+    """What may be rounded where none is named."""
+    is_native = implementation != "xla" and cpu.why_unavailable() is None
+    return "int16" if is_native and rows <= MAX_DECODE_ROWS else "exact"
 
 
 @every_implementation
@@ -23,20 +33,33 @@ class TestProduct:
     def test_equals_oracle(self, implementation, precision, n, k):
         array, weights = example(np.random.default_rng(k), n, k)
         x = normal(2, k)
-        assert_product(matmul(x, array, precision=precision, implementation=implementation), x, weights[precision])
+        product = matmul(x, array, precision=precision, implementation=implementation)
+        assert_close_product(product, x, weights[precision], arithmetic=arithmetic_of(implementation, 2))
 
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     @pytest.mark.parametrize("rows", [1, 3, 16, 17])
     def test_number_of_rows(self, implementation, rows, dtype):
-        array, weights = example(np.random.default_rng(0), 37, 95)
-        x = normal(rows, 95, dtype=dtype)
-        assert_product(matmul(x, array, precision=4, implementation=implementation), x, weights[4])
+        array, weights = example(np.random.default_rng(0), 37, 195)
+        x = normal(rows, 195, dtype=dtype)
+        product = matmul(x, array, precision=4, implementation=implementation)
+        assert_close_product(product, x, weights[4], arithmetic=arithmetic_of(implementation, rows))
+
+    def test_prepared_is_the_same_matrix(self, implementation):
+        array, _ = example(np.random.default_rng(0), 33, 190, layers=2)
+        for rows in (2, MAX_DECODE_ROWS + 1):
+            x = normal(rows, 190)
+            natural, prepared = (
+                matmul(x, layout, precision=5, layer=1, implementation=implementation)
+                for layout in (array, prepare(array))
+            )
+            np.testing.assert_array_equal(natural, prepared)
 
     @pytest.mark.parametrize(("shape", "precision"), list(zip(arg_specs.SMOLLM2_135M, (3, 4, 6, 8), strict=True)))
     def test_real_shapes(self, implementation, shape, precision):
         array, weights = example(np.random.default_rng(0), shape.n, shape.k, seed=3)
         x = normal(1, shape.k)
-        assert_product(matmul(x, array, precision=precision, implementation=implementation), x, weights[precision])
+        product = matmul(x, array, precision=precision, implementation=implementation)
+        assert_close_product(product, x, weights[precision], arithmetic=arithmetic_of(implementation))
 
     def test_leading_axes_of_x(self, implementation):
         array, weights = example(np.random.default_rng(0), 6, 40)
@@ -163,6 +186,25 @@ class TestTransformations:
         np.testing.assert_allclose(gradient, wanted, rtol=2**-10, atol=2**-10)
 
 
+@every_implementation
+class TestMixed:
+    def test_every_row_at_its_precision(self, implementation):
+        array, weights = example(np.random.default_rng(0), 40, 576, seed=3)
+        x, precisions = normal(5, 576), np.array([3, 8, 4, 3, 6])
+        for layout in (array, prepare(array)):
+            mixed = jax.jit(lambda x, p: matmul_mixed(x, layout, p, implementation=implementation))(x, precisions)  # noqa: B023
+            for row, precision in enumerate(precisions):
+                arithmetic = arithmetic_of(implementation)
+                assert_close_product(mixed[row], x[row], weights[int(precision)], arithmetic=arithmetic)
+
+    def test_a_layer_of_a_stack(self, implementation):
+        stack, weights = example(np.random.default_rng(0), 40, 70, layers=3)
+        x = normal(2, 70)
+        mixed = matmul_mixed(x, stack, np.array([2, 5]), layer=2, implementation=implementation)
+        assert_product(mixed[0], x[0], weights[2][2])
+        assert_product(mixed[1], x[1], weights[5][2])
+
+
 class TestDispatch:
     @needs_native
     def test_default_is_native_for_few_rows_on_cpu_and_xla_elsewhere(self):
@@ -174,8 +216,9 @@ class TestDispatch:
 
         assert cpu.TARGET in lowered(1, "cpu")
         assert cpu.TARGET in lowered(MAX_DECODE_ROWS, "cpu")
-        assert cpu.TARGET in lowered(64, "cpu", "cpu")
+        assert "anyprec_dequantize" in lowered(64, "cpu", "cpu")
         assert cpu.TARGET not in lowered(MAX_DECODE_ROWS + 1, "cpu")
+        assert "anyprec_dequantize" in lowered(MAX_DECODE_ROWS + 1, "cpu")
         assert cpu.TARGET not in lowered(1, "cpu", "xla")
         assert cpu.TARGET not in lowered(1, "tpu")
         assert cpu.TARGET not in lowered(1, "cuda")
@@ -248,6 +291,28 @@ class TestBadInput:
     def test_dtype(self, implementation):
         with pytest.raises(ValueError, match=r"floating point, got int32"):
             matmul(jnp.ones((1, 40), jnp.int32), self.array, precision=3, implementation=implementation)
+
+    def test_names(self):
+        unchecked = inspect.unwrap(matmul)  # without the checks of annotations that the test suite switches on
+        for options in ({"implementation": "cuda"}, {"arithmetic": "int4"}, {"isa": "z80"}):
+            ((name, value),) = options.items()
+            with pytest.raises((ValueError, TypeError), match=rf"{name}.*'{value}'"):
+                unchecked(normal(1, 40), self.array, precision=3, **options)
+        with pytest.raises(ValueError, match="those of implementation 'cpu', but implementation is 'xla'"):
+            matmul(normal(1, 40), self.array, precision=3, implementation="xla", arithmetic="int8")
+
+    def test_mixed(self):
+        x = normal(2, 40)
+        with pytest.raises(ValueError, match=r"one per row of x .*, got int64 \(3,\) for x \(2, 40\)"):
+            matmul_mixed(x, self.array, np.array([3, 4, 5]))
+        with pytest.raises(ValueError, match=r"precision must be one of 3, 4, 5, 6, .* got 7"):
+            matmul_mixed(x, self.array, np.array([3, 7]))
+
+    @needs_native
+    def test_mixed_at_run_time(self):
+        f = jax.jit(lambda x, precisions: matmul_mixed(x, self.array, precisions, implementation="cpu"))
+        with pytest.raises(FAILURE, match="row 1 asks for precision 7, for which there is no codebook"):
+            jax.block_until_ready(f(normal(2, 40), jnp.array([3, 7])))
 
     @needs_native
     def test_dtype_of_the_native_one(self):

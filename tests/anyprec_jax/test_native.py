@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 
 from anyprec_jax.array import AnyPrecArray
-from anyprec_jax.ops import cpu, matmul
-from tests.anyprec_jax.oracles_matmul import assert_product, example, normal
+from anyprec_jax.layout import prepare
+from anyprec_jax.ops import cpu, matmul, matmul_mixed
+from tests.anyprec_jax.oracles_matmul import (
+    BFLOAT16_ROUNDING,
+    RELATIVE_ERRORS,
+    assert_close_product,
+    assert_product,
+    example,
+    normal,
+    relative_error,
+    with_outliers,
+)
 
 # What JAX makes of an invalid argument, depending on whether the call runs in the calling thread.
 FAILURE = (ValueError, jax.errors.JaxRuntimeError)
@@ -31,48 +41,135 @@ def native(x, array, **kwargs):
     return matmul(x, array, implementation="cpu", **kwargs)
 
 
-def lacks_avx2() -> bool:
+FLAGS = {"portable": set(), "avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512vbmi", "avx512_vnni"}}
+
+
+def runs_here(isa: str) -> bool:
     """Whether /proc/cpuinfo, where there is one, says so: independent of the library's own question."""
     cpuinfo = Path("/proc/cpuinfo")
-    return not cpuinfo.exists() or "avx2" not in cpuinfo.read_text()
+    return cpuinfo.exists() and set(cpuinfo.read_text().split()) >= FLAGS[isa]
+
+
+def kernel(isa: str, *more: str):
+    return pytest.param(isa, *more, marks=pytest.mark.skipif(not runs_here(isa), reason=f"no {isa} here"))
+
+
+every_isa = pytest.mark.parametrize("isa", [kernel(isa) for isa in FLAGS])
+# The portable kernel computes every arithmetic exactly.
+every_kernel = pytest.mark.parametrize(
+    ("isa", "arithmetic"),
+    [kernel("portable", "exact"), *(kernel(isa, a) for isa in ("avx2", "avx512") for a in ("exact", "int16", "int8"))],
+)
 
 
 @needs_native
-@pytest.mark.parametrize(
-    "isa", ["portable", pytest.param("avx2", marks=pytest.mark.skipif(lacks_avx2(), reason="no AVX2 here"))]
-)
+@every_kernel
 class TestEveryShape:
     """The contract's own tests, with every implementation, are in test_matmul.py; here every kernel and pair of sizes."""
 
-    def product(self, x, array, *, precision, isa):
+    def product(self, x, array, *, precision, isa, arithmetic):
         codebook = array.codebooks[precision][None]
-        return cpu.matmul(x, array.bitplanes[None], codebook, jnp.int32(0), precision=precision, isa=isa)
+        options = {"precision": precision, "isa": isa, "arithmetic": arithmetic}
+        natural = cpu.matmul(x, array.bitplanes[None], codebook, jnp.int32(0), **options)
+        prepared = cpu.matmul(x, prepare(array).planes[None], codebook, jnp.int32(0), **options)
+        np.testing.assert_array_equal(natural, prepared)
+        return natural
 
     @pytest.mark.parametrize("precision", range(1, 9))
-    @pytest.mark.parametrize("k", [1, 31, 32, 33, 576, 1056, 1536, 2048, 2080])
-    def test_equals_oracle(self, isa, precision, k):
-        x = normal(2, k, seed=k)
-        array, weights = example(np.random.default_rng(k), 1 if k == 33 else 5, k, seed=precision)
-        assert_product(self.product(x, array, precision=precision, isa=isa), x, weights[precision])
+    @pytest.mark.parametrize("k", [1, 33, 576, 1056, 2080])
+    def test_equals_oracle(self, isa, arithmetic, precision, k):
+        x = with_outliers(2, k, seed=k)
+        array, weights = example(np.random.default_rng(k), 1 if k == 33 else 21, k, seed=precision)
+        product = self.product(x, array, precision=precision, isa=isa, arithmetic=arithmetic)
+        assert_close_product(product, x, weights[precision], arithmetic=arithmetic)
 
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-    def test_every_number_of_rows(self, isa, dtype):
-        array, weights = example(np.random.default_rng(0), 37, 95)
+    def test_every_number_of_rows(self, isa, arithmetic, dtype):
+        array, weights = example(np.random.default_rng(0), 37, 159)
         for rows in (*range(1, 18), 40):
-            x = normal(rows, 95, dtype=dtype, seed=rows)
-            assert_product(self.product(x, array, precision=4, isa=isa), x, weights[4])
+            x = normal(rows, 159, dtype=dtype, seed=rows)
+            product = self.product(x, array, precision=4, isa=isa, arithmetic=arithmetic)
+            assert_close_product(product, x, weights[4], arithmetic=arithmetic)
+
+    def test_infinities_and_nans(self, isa, arithmetic):
+        array, _ = example(np.random.default_rng(0), 5, 576)
+        x = normal(3, 576).at[0, 300].set(jnp.nan).at[1, 300].set(jnp.inf)
+        product = np.asarray(self.product(x, array, precision=3, isa=isa, arithmetic=arithmetic))
+        assert np.isnan(product[0]).all() and np.isinf(product[1]).all() and np.isfinite(product[2]).all()
+
+    def test_zeros_and_tiny_activations(self, isa, arithmetic):
+        array, weights = example(np.random.default_rng(0), 33, 576)
+        np.testing.assert_array_equal(
+            self.product(jnp.zeros((1, 576)), array, precision=3, isa=isa, arithmetic=arithmetic), np.zeros((1, 33))
+        )
+        x = normal(1, 576) * 1e-25
+        product = self.product(x, array, precision=3, isa=isa, arithmetic=arithmetic)
+        assert_close_product(product, x, weights[3], arithmetic=arithmetic)
+
+    def test_a_row_does_not_depend_on_the_others(self, isa, arithmetic):
+        array, _ = example(np.random.default_rng(0), 300, 1100, seed=3)
+        x = normal(17, 1100)
+        options = {"isa": isa, "arithmetic": arithmetic}
+        for precision in (3, 8):
+            alone = jnp.concatenate([self.product(row[None], array, precision=precision, **options) for row in x])
+            for rows in (17, 5, 16):
+                together = self.product(x[:rows], array, precision=precision, **options)
+                np.testing.assert_array_equal(together, alone[:rows])
+
+    def test_mixed_precisions_are_bit_identical_to_each_alone(self, isa, arithmetic):
+        array, _ = example(np.random.default_rng(0), 70, 576, layers=2, seed=2)
+        for rows, dtype in ((1, jnp.float32), (7, jnp.bfloat16), (20, jnp.float32)):
+            x = normal(rows, 576, dtype=dtype)
+            precisions = np.random.default_rng(rows).integers(2, 9, rows)
+            options = {"layer": 1, "isa": isa, "arithmetic": arithmetic}
+            mixed = [matmul_mixed(x, layout, precisions, **options) for layout in (array, prepare(array))]
+            alone = [matmul(x[i], array, precision=int(precisions[i]), **options) for i in range(rows)]
+            np.testing.assert_array_equal(mixed[0], jnp.stack(alone))
+            np.testing.assert_array_equal(mixed[1], mixed[0])
+
+
+@needs_native
+@every_isa
+class TestAffine:
+    @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (1, 5, 31), (2, 33, 64), (3, 40, 577), (17, 12, 2048)])
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    def test_equals_oracle(self, isa, m, n, k, dtype):
+        rng = np.random.default_rng(k)
+        codes = rng.integers(0, 256, (n, k), dtype=np.uint8)
+        scale = rng.uniform(0.5, 2, n).astype(np.float32)
+        offset = (-128 * scale + rng.standard_normal(n)).astype(np.float32)
+        weights = scale.astype(np.float64)[:, None] * codes + offset.astype(np.float64)[:, None]
+        x = with_outliers(m, k, dtype=dtype)
+        product = cpu.affine_matmul(x, jnp.asarray(codes), jnp.asarray(scale), jnp.asarray(offset), isa=isa)
+        assert product.dtype == dtype
+        norms = np.linalg.norm(np.asarray(x, np.float64), axis=-1)[:, None] * np.linalg.norm(weights, axis=-1)
+        allowed = RELATIVE_ERRORS["int16"] + (BFLOAT16_ROUNDING if dtype == jnp.bfloat16 else 0)
+        error = np.abs(np.asarray(product, np.float64) - np.asarray(x, np.float64) @ weights.T)
+        assert np.all(error <= allowed * norms)
+
+    def test_bad_buffers(self, isa):
+        """Past the shape checks that the test suite switches on."""
+        call = jax.ffi.ffi_call("anyprec_affine_matmul", jax.ShapeDtypeStruct((1, 5), jnp.float32))
+        codes, ones = jnp.zeros((5, 40), jnp.uint8), jnp.ones(5)
+        with pytest.raises(FAILURE, match=r"x must be \[m, 40\], got \[1, 41\]"):
+            jax.block_until_ready(call(jnp.ones((1, 41)), codes, ones, ones, isa=isa))
+        with pytest.raises(FAILURE, match=r"scale and offset must be \[5\], got \[5\] and \[4\]"):
+            jax.block_until_ready(call(jnp.ones((1, 40)), codes, ones, jnp.ones(4), isa=isa))
+
+
+@needs_native
+class TestDequantize:
+    @pytest.mark.parametrize("precision", range(1, 9))
+    def test_equals_oracle(self, precision):
+        for n, k in ((1, 1), (3, 33), (70, 577)):
+            array, weights = example(np.random.default_rng(k), n, k, layers=2)
+            for planes in (array.bitplanes, prepare(array).planes):
+                dense = cpu.dequantize(planes, array.codebooks[precision], jnp.int32(1), k=k, precision=precision)
+                np.testing.assert_array_equal(dense, weights[precision][1].astype(np.float32))
 
 
 @needs_native
 class TestPromises:
-    def test_a_row_does_not_depend_on_the_others_or_on_the_threads(self):
-        array, _ = example(np.random.default_rng(0), 300, 1100, seed=3)
-        x = normal(17, 1100)
-        for precision in (3, 8):
-            alone = jnp.concatenate([native(row[None], array, precision=precision) for row in x])
-            for rows in (17, 5, 16):
-                np.testing.assert_array_equal(native(x[:rows], array, precision=precision), alone[:rows])
-
     def test_a_stack_is_bit_identical_to_its_layers(self):
         stack, _ = example(np.random.default_rng(0), 33, 70, layers=3)
         x = normal(2, 70)
@@ -120,7 +217,8 @@ class TestPromises:
             codes = 2 * codes + bits.reshape(256, -1)[:, :1056]
         x = normal(1, 1056)
         weights = np.take_along_axis(codebook.astype(np.float64), codes, axis=1)
-        assert_product(native(x, tiny, precision=precision), x, weights)
+        assert_product(native(x, tiny, precision=precision, arithmetic="exact"), x, weights)
+        assert relative_error(native(x, tiny, precision=precision), x, weights) <= RELATIVE_ERRORS["int16"]
 
     def test_bfloat16_is_the_float32_result_rounded_to_nearest_even(self):
         array, _ = example(np.random.default_rng(0), 4096, 64, seed=5, parent=5)
@@ -143,10 +241,11 @@ class TestBadBuffers:
     """Straight to the handler, past every check in Python: an exception that names the values, never a crash."""
 
     def call(self, *, x=(2, 40), x_dtype=jnp.float32, planes=(2, 4, 5, 2), planes_dtype=jnp.uint32, codebook=(2, 5, 8),
-             codebook_dtype=jnp.float16, layer=0, result=(2, 5), result_dtype=jnp.float32, precision=3, isa=""):  # fmt: skip
+             codebook_dtype=jnp.float16, layer=0, result=(2, 5), result_dtype=jnp.float32, precision=3, isa="",
+             arithmetic="int16"):  # fmt: skip
         call = jax.ffi.ffi_call(cpu.TARGET, jax.ShapeDtypeStruct(result, result_dtype))
         operands = jnp.zeros(x, x_dtype), jnp.zeros(planes, planes_dtype), jnp.zeros(codebook, codebook_dtype)
-        attributes = {"precision": np.int64(precision), "isa": isa}
+        attributes = {"precision": np.int64(precision), "isa": isa, "arithmetic": arithmetic}
         return jax.block_until_ready(call(*operands, jnp.asarray(layer, jnp.int32), **attributes))
 
     def test_good_buffers_are_accepted(self):
@@ -156,20 +255,22 @@ class TestBadBuffers:
         ("change", "message"),
         [
             ({"x": (40,)}, r"x must be \[m, k\], got \[40\]"),
-            ({"x": (2, 65)}, r"x \[2, 65\] needs bitplanes of 3 words, got \[2, 4, 5, 2\]"),
-            ({"x": (2, 32)}, r"x \[2, 32\] needs bitplanes of 1 words"),
+            ({"x": (2, 65)}, r"\[5, 65\] needs bitplanes \[layers, parent, 5, 3\], got \[2, 4, 5, 2\]"),
+            ({"x": (2, 32)}, r"\[5, 32\] needs bitplanes \[layers, parent, 5, 1\]"),
             ({"x_dtype": jnp.float16, "result_dtype": jnp.float16}, r"x must be float32 or bfloat16, got F16"),
             ({"result_dtype": jnp.bfloat16}, r"dtype of x, F32, got BF16"),
             ({"result": (2, 6)}, r"result must be \[2, 5\], got \[2, 6\]"),
-            ({"planes": (4, 5, 2)}, r"bitplanes must be \[layers, parent, n, words\], got \[4, 5, 2\]"),
-            ({"planes": (2, 2, 5, 2)}, r"precision 3 needs as many bitplanes, got \[2, 2, 5, 2\]"),
+            ({"planes": (5, 2)}, r"bitplanes must be \[layers, parent, n, words\] or .*, got \[5, 2\]"),
+            ({"planes": (2, 4, 9)}, r"needs planes of at least 10 words, got \[2, 4, 9\]"),
+            ({"planes": (2, 2, 5, 2)}, r"precision 3 needs as many bitplanes, got 2"),
             ({"planes_dtype": jnp.int32}, r"dtype: expected U32 but got S32"),
             ({"codebook": (2, 5, 16)}, r"codebook \[2, 5, 8\], got \[2, 5, 16\]"),
-            ({"codebook": (5, 8)}, r"codebook \[2, 5, 8\], got \[5, 8\]"),
+            ({"codebook": (5, 8)}, r"result must be|codebook \[2, 5, 8\], got \[5, 8\]"),
             ({"codebook_dtype": jnp.float32}, r"dtype: expected F16 but got F32"),
             ({"precision": 0}, r"precision must be from 1 to 8, got 0"),
             ({"precision": 9, "codebook": (2, 5, 512)}, r"precision must be from 1 to 8, got 9"),
             ({"precision": -(2**62)}, r"precision must be from 1 to 8"),
+            ({"arithmetic": "int4"}, r"arithmetic must be exact, int16 or int8, got 'int4'"),
             ({"isa": "z80"}, r"isa 'z80' is unknown or not supported by this processor"),
             ({"layer": 2}, r"layer must be in \[0, 2\), got 2"),
             ({"layer": -1}, r"layer must be in \[0, 2\), got -1"),
