@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32, Shaped
 
 from anyprec_jax.array import AnyPrecArray, nbytes
 from anyprec_jax.generation import TokenIds, check_precision, readable_precisions
@@ -140,15 +140,18 @@ class _Row:
                 step()
         return hidden
 
-    def score_reference(self, hidden: Float32[Array, "seq hidden"], chunk: Chunk) -> Float32[Array, "seq vocab"]:
+    def score_reference(
+        self, hidden: Float32[Array, "seq hidden"], chunk: Chunk
+    ) -> Float32[Array, "blocks block vocab"]:
         """Scores a chunk, and returns the log-probabilities that others are compared with."""
         tokens, length = chunk
         expected = _log_probabilities(self._top, hidden, config=self.config)
-        self._add(length, _nll(expected, _next(tokens)), np.zeros(len(tokens), np.float32))
+        nll = _nll(expected, _blocks(jnp.asarray(_next(tokens))))
+        self._add(length, nll.ravel(), np.zeros(nll.size, np.float32))
         return expected
 
     def score(
-        self, hidden: Float32[Array, "seq hidden"], chunk: Chunk, expected: Float32[Array, "seq vocab"] | None
+        self, hidden: Float32[Array, "seq hidden"], chunk: Chunk, expected: Float32[Array, "blocks block vocab"] | None
     ) -> None:
         """Scores a chunk, and compares with what a reference expected, if there is one."""
         tokens, length = chunk
@@ -224,9 +227,9 @@ def _layer_output(
 @functools.partial(jax.jit, static_argnames="config")
 def _log_probabilities(
     top: dict[str, Any], hidden: Float32[Array, "seq hidden"], *, config: ModelConfig
-) -> Float32[Array, "seq vocab"]:
-    """Log-probabilities of the token after each."""
-    return jax.lax.map(lambda h: jax.nn.log_softmax(unembed(top, h, config)), hidden, batch_size=_POSITIONS_AT_ONCE)
+) -> Float32[Array, "blocks block vocab"]:
+    """Log-probabilities of the token after each, in blocks of positions; the last block is padded."""
+    return jax.lax.map(lambda block: jax.nn.log_softmax(unembed(top, block, config)), _blocks(hidden))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -234,24 +237,34 @@ def _score(
     top: dict[str, Any],
     hidden: Float32[Array, "seq hidden"],
     following: Int32[Array, " seq"],
-    expected: Float32[Array, "seq vocab"] | None,
+    expected: Float32[Array, "blocks block vocab"] | None,
     *,
     config: ModelConfig,
-) -> tuple[Float32[Array, " seq"], Float32[Array, " seq"] | None]:
+) -> tuple[Float32[Array, " padded"], Float32[Array, " padded"] | None]:
     """Negative log-likelihood of the token after each, and KL from `expected` there."""
 
-    def score(position: tuple[Array, Array, Array | None]) -> tuple[Array, Array | None]:
-        hidden, following, expected = position
+    def score(block: tuple[Array, Array, Array | None]) -> tuple[Array, Array | None]:
+        hidden, following, expected = block
         predicted = jax.nn.log_softmax(unembed(top, hidden, config))
-        return -predicted[following], None if expected is None else kl_divergence(expected, predicted)
+        return _nll(predicted, following), None if expected is None else kl_divergence(expected, predicted)
 
-    return jax.lax.map(score, (hidden, following, expected), batch_size=_POSITIONS_AT_ONCE)
+    scores = jax.lax.map(score, (_blocks(hidden), _blocks(following), expected))
+    return jax.tree.map(jnp.ravel, scores)
+
+
+def _blocks(positions: Shaped[Array, "seq ..."]) -> Shaped[Array, "blocks block ..."]:
+    """Cuts what there is for each position into blocks, the last padded with zeros."""
+    size = min(_POSITIONS_AT_ONCE, len(positions))
+    padding = [(0, -len(positions) % size)] + [(0, 0)] * (positions.ndim - 1)
+    return jnp.pad(positions, padding).reshape(-1, size, *positions.shape[1:])
 
 
 @jax.jit
-def _nll(log_probabilities: Float32[Array, "seq vocab"], following: Int32[Array, " seq"]) -> Float32[Array, " seq"]:
+def _nll(
+    log_probabilities: Float32[Array, "*batch vocab"], following: Int32[Array, "*batch"]
+) -> Float32[Array, "*batch"]:
     """Negative log-likelihood of the token after each."""
-    return -jnp.take_along_axis(log_probabilities, following[:, None], axis=1)[:, 0]
+    return -jnp.take_along_axis(log_probabilities, following[..., None], axis=-1)[..., 0]
 
 
 def kl_divergence(
