@@ -35,6 +35,7 @@ from anyprec_jax.checkpoint.atomic import require_free, require_room, sync, sync
 from anyprec_jax.checkpoint.orbax import save_artefact
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.models.decoder import LINEARS
+from anyprec_jax.models.families import parameter_shapes
 from anyprec_jax.models.model import Model
 from anyprec_jax.quantization import FLOAT16_OVERFLOW, quantize
 
@@ -89,8 +90,9 @@ def quantize_model(
     with _run_folder(out, provenance, _bytes_needed(model, config)) as folder:
         scores = None if windows is None else _measure_sensitivity(model, windows, folder, progress)
         _quantize_layers(model, scores, config, folder, progress)
-        quantized = _assemble(model, config, folder)
-        save_artefact(out, quantized, provenance=provenance)
+        del scores  # it and the plain weights go before their successors come: the peak is in the middle, not here
+        model = _without_linears(model)
+        save_artefact(out, _assemble(model, config, folder), provenance=provenance)
         shutil.rmtree(folder)
 
 
@@ -323,19 +325,24 @@ def _save_layer(file: Path, arrays: dict[str, np.ndarray]) -> None:
     sync_folder(file.parent)
 
 
+def _without_linears(model: Model) -> Model:
+    layers = {name: leaf for name, leaf in model.params["layers"].items() if name not in LINEARS}
+    return dataclasses.replace(model, params=model.params | {"layers": layers})
+
+
 def _assemble(model: Model, config: QuantizeConfig, folder: Path) -> Model:
-    """The model with its linears replaced by stacks of the finished layers; the plain weights are let go one by one."""
+    """The model with stacks of the finished layers for its linears."""
     layers = dict(model.params["layers"])
+    shapes = parameter_shapes(model.config)
     precisions = range(config.seed_precision, config.parent_precision + 1)
     files = [np.load(_layer_file(folder, layer)) for layer in range(model.config.num_layers)]
     for name in LINEARS:
-        k = layers.pop(name).shape[-1]
         layers[name] = AnyPrecArray(
             bitplanes=jnp.asarray(np.stack([file[f"{name}/bitplanes"] for file in files])),
             codebooks={w: jnp.asarray(np.stack([file[f"{name}/codebooks/{w}"] for file in files])) for w in precisions},
             seed_precision=config.seed_precision,
             parent_precision=config.parent_precision,
-            k=k,
+            k=shapes[f"layers/{name}"][-1],
         )
     for file in files:
         file.close()
