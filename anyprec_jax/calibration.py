@@ -41,6 +41,8 @@ def calibration_windows(
         raise ValueError(
             f"calibration needs at least 1 sequence of at least 2 tokens, got {num_sequences} of {sequence_length}"
         )
+    if seed < 0:
+        raise ValueError(f"the seed of the calibration windows must be 0 or more, got {seed}")
     wanted = num_sequences * sequence_length
     if len(tokens) < wanted:
         raise ValueError(

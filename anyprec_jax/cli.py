@@ -217,8 +217,10 @@ def export(
 ) -> None:
     """Write the model as `precision` bits represent it, dequantized, for other software to load."""
     from anyprec_jax.checkpoint import load, save
+    from anyprec_jax.checkpoint.atomic import require_free
     from anyprec_jax.models.model import dequantized
 
+    require_free(dest)  # before minutes of loading
     save(dest, dequantized(load(out, precisions=[precision]), precision=precision))
     _messages.print(f"wrote {dest}", markup=False)
 

@@ -5,8 +5,9 @@ is scored, and a last chunk of at least two tokens counts like the others. Perpl
 negative log-likelihood over all scored tokens; KL is the mean of KL(reference || model) over the same positions, in
 nats per token.
 
-A chunk goes through the reference once and then through the model at each precision, so no more than two chunks' logits
-exist at a time.
+Chunks go through the layers in groups: each layer is dequantized once for a group, into one program for all precisions,
+and the plain weights of one layer exist at a time. The output head then takes one chunk after the other, the reference
+first, so that one chunk's log-probabilities exist at a time. Everything is computed in float32, whatever the weights are.
 """
 
 import dataclasses
@@ -14,21 +15,28 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32, Shaped
 
 from anyprec_jax.array import AnyPrecArray, nbytes
 from anyprec_jax.generation import TokenIds, check_precision, readable_precisions
 from anyprec_jax.models.config import ModelConfig
-from anyprec_jax.models.decoder import LINEARS, forward
+from anyprec_jax.models.decoder import LINEARS, embed, layer_forward, unembed
 from anyprec_jax.models.model import Model
+from anyprec_jax.ops import dequantize
+
+Chunk: TypeAlias = tuple[np.ndarray, int]  # tokens int32 [seq], padded on the right, and how many of them are real
 
 # KL is summed by a second-order formula where the log-probabilities differ by less than this.
 _SMALL_DIFFERENCE = 0.5
+_TOKENS_AT_ONCE = (
+    4096  # between the layers: hidden states only, which are small, and decoding a layer costs 1 % by then
+)
+_POSITIONS_AT_ONCE = 64  # in the output head: that many rows of logits stay in a processor's cache
 
 
 class Result(NamedTuple):
@@ -67,14 +75,15 @@ def evaluate(
       precisions: what to read the model at, None meaning its unquantized weights; by default, all it can be read at.
       reference: the unquantized model that KL is measured from; gets the first row.
       sequence_length: tokens in a chunk, at least 2.
-      progress: told (passes over a chunk done, passes in all).
+      progress: told (steps done, steps in all); a step is one chunk in one layer or in the output head.
 
     Raises:
       ValueError: fewer than 2 tokens, or ids outside the vocabulary; a sequence length below 2 or beyond the context;
         models with different vocabularies; a precision the model cannot be read at.
 
-    Cost: one program per precision, whatever the text; memory for the logits of two chunks, [sequence_length, vocab] in
-    float32 each.
+    Cost: two programs for all precisions, and one for each that dequantizes a layer. Memory beyond the models: one layer's
+      weights, one chunk's log-probabilities [sequence_length, vocab] and, for each row of the result, the hidden states
+      [4096, hidden] of a group; float32.
     """
     text = _checked_tokens(tokens, model.config)
     precisions = list(readable_precisions(model) or [None]) if precisions is None else list(precisions)
@@ -85,16 +94,18 @@ def evaluate(
     rows = [_Row(model, precision) for precision in precisions]
     baseline = None if reference is None else _Row(_on_device(reference), None)
     chunks = list(_chunks(text, min(sequence_length, len(text))))  # a text shorter than a chunk needs no padding
-    passes = len(chunks) * (len(rows) + (baseline is not None))
-    done = itertools.count(1)
-    for chunk, length in chunks:
-        expected = None
-        if baseline is not None:
-            expected = baseline.score_reference(chunk, length)
-            progress(next(done), passes)
-        for row in rows:
-            row.score(chunk, length, expected)
-            progress(next(done), passes)
+    step = _counter([row for row in (baseline, *rows) if row is not None], len(chunks), progress)
+    for group in _groups(chunks):
+        hidden = [row.hidden_states(group, step) for row in rows]
+        expecting = None if baseline is None else baseline.hidden_states(group, step)
+        for index, chunk in enumerate(group):
+            expected = None
+            if baseline is not None and expecting is not None:
+                expected = baseline.score_reference(expecting[index], chunk)
+                step()
+            for row, states in zip(rows, hidden, strict=True):
+                row.score(states[index], chunk, expected)
+                step()
     first = [] if baseline is None else [baseline.result("reference")]
     return first + [row.result(precision) for row, precision in zip(rows, precisions, strict=True)]
 
@@ -110,24 +121,41 @@ class _Row:
     """A model at one precision and its sums so far, in float64 on the host."""
 
     def __init__(self, model: Model, precision: int | None) -> None:
+        self.config = model.config
         self._params = model.params
-        self._static = {"config": model.config, "precision": precision}
+        self._top = {name: leaf for name, leaf in model.params.items() if name != "layers"}
+        self._precision = precision
         self._bits_per_weight = read_bits_per_weight(model.params, precision=precision)
         self._scored = 0
         self._nll = 0.0
         self._kl: float | None = None
 
-    def score_reference(self, chunk: Int32[np.ndarray, " seq"], length: int) -> Float32[Array, "seq vocab"]:
+    def hidden_states(self, chunks: Sequence[Chunk], step: Callable[[], None]) -> list[Float32[Array, "seq hidden"]]:
+        """What the last layer makes of each chunk; tells `step` about every chunk in every layer."""
+        hidden = [embed(self._top, jnp.asarray(tokens), self.config).astype(jnp.float32) for tokens, _ in chunks]
+        for index in range(self.config.num_layers):
+            layer = _plain_layer(self._params["layers"], jnp.int32(index), precision=self._precision)
+            for position, states in enumerate(hidden):
+                hidden[position] = jax.block_until_ready(_layer_output(layer, states, config=self.config))
+                step()
+        return hidden
+
+    def score_reference(
+        self, hidden: Float32[Array, "seq hidden"], chunk: Chunk
+    ) -> Float32[Array, "blocks block vocab"]:
         """Scores a chunk, and returns the log-probabilities that others are compared with."""
-        expected = _log_probabilities(self._params, chunk, **self._static)
-        self._add(length, _nll(expected, chunk), np.zeros(len(chunk) - 1, np.float32))
+        tokens, length = chunk
+        expected = _log_probabilities(self._top, hidden, config=self.config)
+        nll = _nll(expected, _blocks(jnp.asarray(_next(tokens))))
+        self._add(length, nll.ravel(), np.zeros(nll.size, np.float32))
         return expected
 
     def score(
-        self, chunk: Int32[np.ndarray, " seq"], length: int, expected: Float32[Array, "seq vocab"] | None
+        self, hidden: Float32[Array, "seq hidden"], chunk: Chunk, expected: Float32[Array, "blocks block vocab"] | None
     ) -> None:
-        """Scores the first `length` tokens of a chunk, and compares with what a reference expected, if there is one."""
-        self._add(length, *_score(self._params, chunk, expected, **self._static))
+        """Scores a chunk, and compares with what a reference expected, if there is one."""
+        tokens, length = chunk
+        self._add(length, *_score(self._top, hidden, _next(tokens), expected, config=self.config))
 
     def result(self, precision: int | Literal["reference"] | None) -> Result:
         return Result(
@@ -138,7 +166,7 @@ class _Row:
         )
 
     def _add(self, length: int, nll: Any, kl: Any) -> None:
-        scored = slice(length - 1)  # what padding predicts, and what predicts padding, does not count
+        scored = slice(length - 1)  # what the last token and padding predict, and what predicts padding, does not count
         self._scored += length - 1
         self._nll += float(np.sum(np.asarray(nll)[scored], dtype=np.float64))
         if kl is not None:
@@ -150,41 +178,93 @@ def _on_device(model: Model) -> Model:
     return dataclasses.replace(model, params=jax.tree.map(jnp.asarray, model.params))
 
 
-def _chunks(tokens: Int32[np.ndarray, " tokens"], size: int) -> Iterator[tuple[Int32[np.ndarray, " size"], int]]:
-    """Chunks of one size, the last padded on the right with zeros, and how many tokens of each are real."""
+def _chunks(tokens: Int32[np.ndarray, " tokens"], size: int) -> Iterator[Chunk]:
+    """Chunks of one size, the last padded on the right with zeros."""
     for start in range(0, len(tokens) - 1, size):
         chunk = tokens[start : start + size]
         yield np.pad(chunk, (0, size - len(chunk))), len(chunk)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "precision"))
+def _groups(chunks: Sequence[Chunk]) -> Iterator[Sequence[Chunk]]:
+    """The chunks that go through the layers together."""
+    size = max(1, _TOKENS_AT_ONCE // len(chunks[0][0]))
+    for start in range(0, len(chunks), size):
+        yield chunks[start : start + size]
+
+
+def _counter(rows: Sequence["_Row"], num_chunks: int, progress: Callable[[int, int], None]) -> Callable[[], None]:
+    """Counts a step with each call."""
+    total = num_chunks * sum(row.config.num_layers + 1 for row in rows)
+    done = itertools.count(1)
+    return lambda: progress(next(done), total)
+
+
+def _next(tokens: Int32[np.ndarray, " seq"]) -> Int32[np.ndarray, " seq"]:
+    """The token after each; the last has none and gets the first, which nobody counts."""
+    return np.roll(tokens, -1)
+
+
+@functools.partial(jax.jit, static_argnames="precision")
+def _plain_layer(layers: dict[str, Any], index: Int32[Array, ""], *, precision: int | None) -> dict[str, Array]:
+    """One layer's parameters as plain float32 arrays, its matrices as `precision` bits have them."""
+
+    def plain(stack: Any) -> Array:
+        layer = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stack)
+        if precision is not None and isinstance(layer, AnyPrecArray):
+            return dequantize(layer, precision=precision)
+        return layer.astype(jnp.float32)
+
+    return {name: plain(stack) for name, stack in layers.items()}
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _layer_output(
+    layer: dict[str, Array], hidden: Float32[Array, "seq hidden"], *, config: ModelConfig
+) -> Float32[Array, "seq hidden"]:
+    return layer_forward(layer, hidden[None], config)[0]
+
+
+@functools.partial(jax.jit, static_argnames="config")
 def _log_probabilities(
-    params: dict[str, Any], tokens: Int32[Array, " seq"], *, config: ModelConfig, precision: int | None
-) -> Float32[Array, "seq vocab"]:
-    """Log-probabilities of the token after each."""
-    logits = forward(params, tokens[None], config, precision=precision)[0]
-    return jax.nn.log_softmax(logits.astype(jnp.float32))
+    top: dict[str, Any], hidden: Float32[Array, "seq hidden"], *, config: ModelConfig
+) -> Float32[Array, "blocks block vocab"]:
+    """Log-probabilities of the token after each, in blocks of positions; the last block is padded."""
+    return jax.lax.map(lambda block: jax.nn.log_softmax(unembed(top, block, config)), _blocks(hidden))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "precision"))
+@functools.partial(jax.jit, static_argnames="config")
 def _score(
-    params: dict[str, Any],
-    tokens: Int32[Array, " seq"],
-    expected: Float32[Array, "seq vocab"] | None,
+    top: dict[str, Any],
+    hidden: Float32[Array, "seq hidden"],
+    following: Int32[Array, " seq"],
+    expected: Float32[Array, "blocks block vocab"] | None,
     *,
     config: ModelConfig,
-    precision: int | None,
-) -> tuple[Float32[Array, " scored"], Float32[Array, " scored"] | None]:
-    """Negative log-likelihood of every token but the first, and KL from `expected` where each is predicted."""
-    predicted = _log_probabilities(params, tokens, config=config, precision=precision)
-    divergence = None if expected is None else kl_divergence(expected[:-1], predicted[:-1])
-    return _nll(predicted, tokens), divergence
+) -> tuple[Float32[Array, " padded"], Float32[Array, " padded"] | None]:
+    """Negative log-likelihood of the token after each, and KL from `expected` there."""
+
+    def score(block: tuple[Array, Array, Array | None]) -> tuple[Array, Array | None]:
+        hidden, following, expected = block
+        predicted = jax.nn.log_softmax(unembed(top, hidden, config))
+        return _nll(predicted, following), None if expected is None else kl_divergence(expected, predicted)
+
+    scores = jax.lax.map(score, (_blocks(hidden), _blocks(following), expected))
+    return jax.tree.map(jnp.ravel, scores)
+
+
+def _blocks(positions: Shaped[Array, "seq ..."]) -> Shaped[Array, "blocks block ..."]:
+    """Cuts what there is for each position into blocks, the last padded with zeros."""
+    size = min(_POSITIONS_AT_ONCE, len(positions))
+    padding = [(0, -len(positions) % size)] + [(0, 0)] * (positions.ndim - 1)
+    return jnp.pad(positions, padding).reshape(-1, size, *positions.shape[1:])
 
 
 @jax.jit
-def _nll(log_probabilities: Float32[Array, "seq vocab"], tokens: Int32[Array, " seq"]) -> Float32[Array, " scored"]:
-    """Negative log-likelihood of every token but the first."""
-    return -jnp.take_along_axis(log_probabilities[:-1], tokens[1:, None], axis=1)[:, 0]
+def _nll(
+    log_probabilities: Float32[Array, "*batch vocab"], following: Int32[Array, "*batch"]
+) -> Float32[Array, "*batch"]:
+    """Negative log-likelihood of the token after each."""
+    return -jnp.take_along_axis(log_probabilities, following[..., None], axis=-1)[..., 0]
 
 
 def kl_divergence(

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from anyprec_jax.array import AnyPrecArray, nbytes
+from anyprec_jax.bitplanes import num_words
 from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.manifest import Manifest, MatrixEntry
 
@@ -65,6 +66,8 @@ def _abstract(name: str, entry: MatrixEntry, manifest: Manifest) -> AnyPrecArray
         codebooks = {int(w): manifest.arrays[f"{name}/codebooks/{w}"] for w in entry.codebooks}
     except (KeyError, ValueError) as error:
         raise ValueError(f"the manifest lacks the arrays of {name}") from error
+    if words != num_words(entry.k):
+        raise ValueError(f"the manifest is damaged: {name} has k = {entry.k} and planes of {words} words a row")
     return AnyPrecArray(
         bitplanes=jax.ShapeDtypeStruct((*lead, entry.parent_precision, n, words), np.uint32),  # pyright: ignore[reportArgumentType]
         codebooks={w: jax.ShapeDtypeStruct(book.shape, np.float16) for w, book in codebooks.items()},  # pyright: ignore[reportArgumentType]

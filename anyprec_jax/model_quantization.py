@@ -35,8 +35,9 @@ from anyprec_jax.checkpoint.atomic import require_free, require_room, sync, sync
 from anyprec_jax.checkpoint.orbax import save_artefact
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.models.decoder import LINEARS
+from anyprec_jax.models.families import parameter_shapes
 from anyprec_jax.models.model import Model
-from anyprec_jax.quantization import quantize
+from anyprec_jax.quantization import FLOAT16_OVERFLOW, quantize
 
 _SECONDS_BETWEEN_SAVES = 60.0
 _RUN = "run.json"
@@ -80,6 +81,7 @@ def quantize_model(
     """
     model = load(source)
     _require_quantizable(model, source)
+    _require_storable(model, source)
     windows = None if calibration is None else _windows(model, calibration)
     provenance = _provenance(source, config, calibration, windows)
     if _is_finished(out, provenance):
@@ -88,8 +90,9 @@ def quantize_model(
     with _run_folder(out, provenance, _bytes_needed(model, config)) as folder:
         scores = None if windows is None else _measure_sensitivity(model, windows, folder, progress)
         _quantize_layers(model, scores, config, folder, progress)
-        quantized = _assemble(model, config, folder)
-        save_artefact(out, quantized, provenance=provenance)
+        del scores  # it and the plain weights go before their successors come: the peak is in the middle, not here
+        model = _without_linears(model)
+        save_artefact(out, _assemble(model, config, folder), provenance=provenance)
         shutil.rmtree(folder)
 
 
@@ -106,16 +109,38 @@ def _require_quantizable(model: Model, source: Path) -> None:
                 )
 
 
+def _require_storable(model: Model, source: Path) -> None:
+    """What would otherwise fail after hours, or not at all: weights beyond the codebooks' range, a NaN outside the linears."""
+    for name in LINEARS:
+        for layer, weights in enumerate(np.asarray(model.params["layers"][name])):
+            if (beyond := np.abs(weights) >= FLOAT16_OVERFLOW).any():
+                row, column = np.argwhere(beyond)[0]
+                raise ValueError(
+                    f"{source}: {name} of layer {layer} is {weights[row, column]} at row {row}, column {column}: codebooks "
+                    "are float16, up to 65504"
+                )
+    for name, leaf in (model.params | model.params["layers"]).items():
+        if name not in ("layers", *LINEARS) and not (finite := np.isfinite(np.asarray(leaf))).all():
+            place = np.argwhere(~finite)[0].tolist()
+            raise ValueError(f"{source}: {name} is {np.asarray(leaf)[tuple(place)]} at {place}")
+
+
 def _windows(model: Model, calibration: Calibration) -> np.ndarray:
     if model.tokenizer is None:
         raise ValueError("calibration needs a tokenizer, and the model has none (tokenizer.json): use uniform weights")
     tokens = np.asarray(model.tokenizer.encode(read_text(calibration.text), special_tokens=False), np.int32)
-    return calibration_windows(
+    windows = calibration_windows(
         tokens,
         num_sequences=calibration.num_sequences,
         sequence_length=calibration.sequence_length,
         seed=calibration.seed,
     )
+    if calibration.sequence_length > model.config.max_position_embeddings:
+        raise ValueError(
+            f"sequences of {calibration.sequence_length} tokens exceed the model's context of "
+            f"{model.config.max_position_embeddings}: choose shorter ones"
+        )
+    return windows
 
 
 def _provenance(
@@ -179,7 +204,11 @@ def _run_folder(out: Path, provenance: dict[str, Any], bytes_needed: int) -> Ite
         _claim(folder, provenance)
         for leftover in (*folder.glob("*.partial"), *out.parent.glob(f".{out.name}.*.partial")):
             _remove(leftover)
-        yield folder
+        try:
+            yield folder
+        except ValueError:  # it would come again: what is there is of no use
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
             message = f"{folder}: the disk is full: make room and repeat the command, which continues from there"
@@ -296,19 +325,24 @@ def _save_layer(file: Path, arrays: dict[str, np.ndarray]) -> None:
     sync_folder(file.parent)
 
 
+def _without_linears(model: Model) -> Model:
+    layers = {name: leaf for name, leaf in model.params["layers"].items() if name not in LINEARS}
+    return dataclasses.replace(model, params=model.params | {"layers": layers})
+
+
 def _assemble(model: Model, config: QuantizeConfig, folder: Path) -> Model:
-    """The model with its linears replaced by stacks of the finished layers; the plain weights are let go one by one."""
+    """The model with stacks of the finished layers for its linears."""
     layers = dict(model.params["layers"])
+    shapes = parameter_shapes(model.config)
     precisions = range(config.seed_precision, config.parent_precision + 1)
     files = [np.load(_layer_file(folder, layer)) for layer in range(model.config.num_layers)]
     for name in LINEARS:
-        k = layers.pop(name).shape[-1]
         layers[name] = AnyPrecArray(
             bitplanes=jnp.asarray(np.stack([file[f"{name}/bitplanes"] for file in files])),
             codebooks={w: jnp.asarray(np.stack([file[f"{name}/codebooks/{w}"] for file in files])) for w in precisions},
             seed_precision=config.seed_precision,
             parent_precision=config.parent_precision,
-            k=k,
+            k=shapes[f"layers/{name}"][-1],
         )
     for file in files:
         file.close()

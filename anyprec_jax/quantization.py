@@ -17,7 +17,7 @@ from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.config import QuantizeConfig
 
 _WEIGHTS_AT_ONCE = 1 << 18  # rows are independent; this many weights take 20 MB while they are worked on
-_FLOAT16_OVERFLOW = 65520.0  # the smallest magnitude that rounds to infinity
+FLOAT16_OVERFLOW = 65520.0  # the smallest magnitude that rounds to infinity
 
 
 def quantize(
@@ -109,7 +109,7 @@ def _cluster(
 
 
 def _to_float16(centroids: Float64[np.ndarray, "n entries"], *, first_row: int) -> Float16[np.ndarray, "n entries"]:
-    overflows = np.abs(centroids) >= _FLOAT16_OVERFLOW
+    overflows = np.abs(centroids) >= FLOAT16_OVERFLOW
     if overflows.any():
         row, code = np.argwhere(overflows)[0]
         raise ValueError(

@@ -86,7 +86,14 @@ class Tokenizer:
         Args:
           text: what to cut. A special token that it spells out, `<|im_end|>` say, becomes that token either way.
           special_tokens: add those that the model expects around a text, such as a leading `bos_token`.
+
+        Raises:
+          ValueError: the text holds half of a surrogate pair, which is how Python reads a command line that is not UTF-8.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is not UTF-8: character {error.start} is {text[error.start]!a}") from error
         return self.backend.encode(text, add_special_tokens=special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -96,8 +96,9 @@ def save_folder(path: Path, model: Model, *, max_shard_bytes: int = MAX_SHARD_BY
 def _read_config(path: Path) -> ModelConfig:
     if not (path / _CONFIG).is_file():
         raise FileNotFoundError(f"{path} is not a Hugging Face folder: it has no {_CONFIG}")
+    document = _read_json(path / _CONFIG)
     try:
-        return config_from_huggingface(_read_json(path / _CONFIG))
+        return config_from_huggingface(document)
     except ValueError as error:
         raise ValueError(f"{path / _CONFIG}: {error}") from error
 

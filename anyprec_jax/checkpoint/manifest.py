@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 CODEBOOK_KIND = "float16"  # the paper's: one float16 centroid per code, row and precision
 _FILE = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 << 20
+_MAX_AXES = 8
 _DTYPES = {"uint32": np.uint32, "float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -33,8 +34,8 @@ class ArrayEntry:
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
-        if not all(isinstance(size, int) and size >= 0 for size in self.shape):
-            raise ValueError(f"shape {self.shape} is not a list of sizes")
+        if len(self.shape) > _MAX_AXES or not all(type(size) is int and size >= 0 for size in self.shape):
+            raise ValueError(f"shape {self.shape!s:.80} is not a list of sizes")
         expected = int(np.prod(self.shape, dtype=object)) * np.dtype(_DTYPES[self.dtype]).itemsize
         if self.nbytes != expected:
             raise ValueError(
@@ -52,6 +53,10 @@ class MatrixEntry:
     codebooks: dict[str, str]  # precision -> kind
 
     def __post_init__(self) -> None:
+        if not all(type(number) is int for number in (self.k, self.seed_precision, self.parent_precision)):
+            raise ValueError(
+                f"k {self.k!r}, seed {self.seed_precision!r}, parent {self.parent_precision!r} should be integers"
+            )
         if not 1 <= self.seed_precision <= self.parent_precision <= 8 or self.k < 1:
             raise ValueError(f"seed {self.seed_precision}, parent {self.parent_precision}, k {self.k} are no matrix")
         unknown = sorted(set(self.codebooks.values()) - {CODEBOOK_KIND})
@@ -115,7 +120,7 @@ def read(folder: Path) -> Manifest:
         raise ValueError(f"{file} is {file.stat().st_size:,} bytes, too large for a manifest")
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"{file} is not the manifest of an any-precision artefact (format {FORMAT!r} wanted)")

@@ -138,7 +138,7 @@ def _checked_precisions(manifest: Manifest, precisions: Sequence[int] | None, pa
 def _read_config(path: Path) -> ModelConfig:
     try:
         return config_from_huggingface(json.loads((path / _CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path / _CONFIG} cannot be used: {error}") from error
 
 

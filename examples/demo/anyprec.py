@@ -150,13 +150,13 @@ def _section(rows, results: Sequence[Result], generations: dict, size: dict) -> 
             "paper's six codebooks weigh more than the planes. " + ORIGIN
         ),
         blocks=[
-            TableBlock(header=HEADER, rows=rows, look_at=f"What each bit buys, and costs. {UNITS}."),
+            TableBlock(header=HEADER, rows=rows, look_at=f"What each bit buys, and costs ({UNITS})."),
             FigureBlock(
                 svg=_plot(results),
                 description="Perplexity against bits per weight read, with the unquantized model's as a line",
                 look_at="Each point is the same artefact, read to a different depth.",
             ),
-            TextsBlock(texts=texts, look_at=f"The same prompt, greedy: {PROMPT}"),
+            TextsBlock(texts=texts, look_at=f"The same prompt, greedy, {NEW_TOKENS} tokens at most: {PROMPT}"),
         ],
     )
 
@@ -174,9 +174,10 @@ def _plot(results: Sequence[Result]) -> str:
         [p[0] for p in points], [p[1] for p in points], marker="o", color="#0072B2", label="any-precision artefact"
     )
     for bits, perplexity, precision in points:
-        axes.annotate(f"{precision}", (bits, perplexity), textcoords="offset points", xytext=(5, 6))
+        axes.annotate(f"{precision} bits", (bits, perplexity), textcoords="offset points", xytext=(5, 6))
     axes.axhline(reference, linestyle="--", color="#D55E00", label="unquantized")
     axes.set(xlabel="bits per weight read (planes and one codebook)", ylabel="perplexity, 2016 address")
+    axes.margins(x=0.08, y=0.1)  # room for what is written beside the outermost points
     axes.legend()
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8886; --quiet: #777; --card: #8881; }
+:root { color-scheme: light dark; --line: #8886; --quiet: #666; --card: #8881; }
+@media (prefers-color-scheme: dark) { :root { --quiet: #aaa; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 0 auto; padding: 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }

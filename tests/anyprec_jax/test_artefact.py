@@ -158,6 +158,24 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         edit_manifest(lambda d: d["matrices"]["layers/q_proj"].update(parent_precision=99)),
         "damaged",
     ),
+    "manifest nested beyond reason": (lambda folder: (folder / "manifest.json").write_text("[" * 200_000), "damaged"),
+    "config nested beyond reason": (
+        lambda folder: (folder / "config.json").write_text("[" * 200_000),
+        "cannot be used",
+    ),
+    "a million axes": (
+        edit_manifest(lambda d: d["arrays"]["final_norm"].update(shape=[1] * 1_000_000)),
+        r"shape \(1, 1, .{,80} is not a list of sizes",
+    ),
+    "a truth for a size": (
+        edit_manifest(lambda d: d["arrays"]["final_norm"].update(shape=[True])),
+        "not a list of sizes",
+    ),
+    "a truth for k": (edit_manifest(lambda d: d["matrices"]["layers/q_proj"].update(k=True)), "should be integers"),
+    "a name that leads outside": (
+        edit_manifest(lambda d: d["arrays"].update({"../../final_norm": d["arrays"].pop("final_norm")})),
+        "damaged",
+    ),
     "no arrays at all": (edit_manifest(lambda d: d.pop("arrays")), "damaged"),
 }
 
@@ -171,6 +189,13 @@ def test_damage_is_one_clear_line(artefact: Path, tmp_path: Path, kind: str) -> 
     with pytest.raises(ValueError, match=message) as raised:
         load(folder)
     assert "\n" not in str(raised.value)
+
+
+def test_inspect_does_not_believe_any_k(artefact: Path, tmp_path: Path) -> None:
+    shutil.copytree(artefact, tmp_path / "artefact")
+    edit_manifest(lambda d: d["matrices"]["layers/q_proj"].update(k=1 << 60))(tmp_path / "artefact")
+    with pytest.raises(ValueError, match="layers/q_proj has k = 1152921504606846976 and planes of 2 words"):
+        inspect(tmp_path / "artefact")
 
 
 def test_inspect_counts_bits_from_shapes_alone(artefact: Path) -> None:

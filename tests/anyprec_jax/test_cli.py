@@ -178,6 +178,26 @@ MISTAKES = {
     "export precision 9": (("export", "{artefact}", "{out}", "--precision", "9"), "holds 3, 4, 5, 6"),
     "export a dense model": (("export", "{tiny}", "{out}", "--precision", "4"), "no precisions"),
     "export onto something": (("export", "{artefact}", "{in}/taken", "--precision", "4"), "taken already exists"),
+    "negative seed": (
+        (
+            "quantize",
+            "{tiny}",
+            "{out}",
+            "--calibration",
+            "{text}",
+            "--num-sequences",
+            "1",
+            "--sequence-length",
+            "9",
+            "--seed",
+            "-1",
+        ),
+        "seed of the calibration windows must be 0 or more, got -1",
+    ),
+    "a prompt that is not UTF-8": (
+        ("generate", "{artefact}", "--prompt", "caf\udce9"),
+        r"the text is not UTF-8: character 3 is '\udce9'",
+    ),
     "unknown format": (("export", "{artefact}", "{out}", "--precision", "4", "--format", "onnx"), "onnx"),
     "unknown option": (("generate", "{artefact}", "--prompt", "a", "--beams", "4"), "--beams"),
     "no prompt": (("generate", "{artefact}"), "--prompt"),
@@ -203,6 +223,14 @@ def test_a_mistake_is_one_line_and_status_2(mistake: str, folder: Path, broken: 
     assert list(tmp_path.iterdir()) == []
     assert [p.name for p in (broken / "taken").iterdir()] == ["thesis.tex"]
     assert (broken / "prose.txt").read_text() == "It was a dark and stormy night."
+
+
+def test_export_looks_at_its_destination_first(folder: Path, broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_args: object, **_kwargs: object) -> None:
+        pytest.fail("minutes of loading, for nothing")
+
+    monkeypatch.setattr("anyprec_jax.checkpoint.load", load)
+    assert anyprec("export", folder / "artefact", broken / "taken", "--precision", 4).exit_code == 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)

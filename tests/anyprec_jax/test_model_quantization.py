@@ -228,6 +228,50 @@ def test_a_weight_that_is_not_finite_is_named(value: float, tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
 
 
+@pytest.mark.parametrize("name", ["embedding", "final_norm", "layers/input_norm"])
+def test_a_nan_outside_the_linears_is_named(name: str, tmp_path: Path) -> None:
+    """It would be copied into an artefact that passes every check and answers nothing."""
+    model = tiny_model()
+    top, _, inner = name.partition("/")
+    leaf = model.params[top][inner] if inner else model.params[top]
+    broken = leaf.at[(1,) * leaf.ndim].set(np.nan)
+    params = model.params | {top: model.params[top] | {inner: broken} if inner else broken}
+    save(tmp_path / "broken", Model(config=model.config, params=params, tokenizer=model.tokenizer))
+    with pytest.raises(ValueError, match=rf"{inner or top} is nan at \[1"):
+        quantize_model(tmp_path / "broken", tmp_path / "out", CONFIG, calibration=None)
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_weight_beyond_float16_is_named_before_anything_is_measured(calibration: Calibration, tmp_path: Path) -> None:
+    model = tiny_model()
+    broken = model.params["layers"]["up_proj"].at[1, 7, 11].set(-65520.0)
+    params = model.params | {"layers": model.params["layers"] | {"up_proj": broken}}
+    save(tmp_path / "broken", Model(config=model.config, params=params, tokenizer=model.tokenizer))
+    seen: list[str] = []
+    with pytest.raises(ValueError, match=r"up_proj of layer 1 is -65520\.0 at row 7, column 11: codebooks are float16"):
+        quantize_model(
+            tmp_path / "broken",
+            tmp_path / "out",
+            CONFIG,
+            calibration=calibration,
+            progress=lambda *step: seen.append(step[0]),
+        )
+    assert not seen
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+def test_an_error_that_would_come_again_leaves_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object) -> None:
+        raise ValueError("row 3 cannot be clustered")
+
+    monkeypatch.setattr(model_quantization, "quantize", fail)
+    with pytest.raises(ValueError, match="q_proj of layer 0: row 3 cannot be clustered"):
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_that_is_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(OSError, match=r"needs about .* MB, and 0\.0 MB are free"):
@@ -261,6 +305,10 @@ def test_no_tokenizer_and_too_little_text(source: Path, calibration: Calibration
     short = Calibration(text=calibration.text, num_sequences=1000, sequence_length=24)
     with pytest.raises(ValueError, match="1000 sequences of 24 need 24,000"):
         quantize_model(source, tmp_path / "other", CONFIG, calibration=short)
+
+    long = Calibration(text=calibration.text, num_sequences=1, sequence_length=257)  # of the 344 tokens there are
+    with pytest.raises(ValueError, match="sequences of 257 tokens exceed the model's context of 256"):
+        quantize_model(source, tmp_path / "other", CONFIG, calibration=long)
 
 
 def test_an_artefact_cannot_be_quantized_again(finished: Path, tmp_path: Path) -> None:
