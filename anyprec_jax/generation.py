@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int, Int32, Key
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.chat import Message
 from anyprec_jax.models.config import ModelConfig
-from anyprec_jax.models.decoder import LINEARS, KVCache, hidden_states, init_cache, unembed
+from anyprec_jax.models.decoder import KVCache, hidden_states, init_cache, unembed
+from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
 from anyprec_jax.sampling import Sampling, checked_sampling, sample
 from anyprec_jax.text_stream import TextBuffer
@@ -53,7 +54,7 @@ class Generation(NamedTuple):
 
 def readable_precisions(model: Model) -> tuple[int, ...]:
     """The precisions that every matrix of a model can be read at, ascending; none for a model that is not quantized."""
-    matrices = [weight for name in LINEARS if isinstance(weight := model.params["layers"][name], AnyPrecArray)]
+    matrices = [weight for weight in linears(model.params["layers"]).values() if isinstance(weight, AnyPrecArray)]
     common = set.intersection(*(set(matrix.precisions) for matrix in matrices)) if matrices else set()
     return tuple(sorted(common))
 

@@ -16,6 +16,7 @@ ROOMS = {
         "config",
         "bitplanes",
         "array",
+        "affine",
         "kmeans1d",
         "upscale",
         "quantization",

@@ -5,10 +5,12 @@ their number). `n` and `k` are outputs and inputs of a linear, L is `num_layers`
 
     embedding [vocab, hidden]   final_norm [hidden]   head [vocab, hidden], absent when it is the embedding
     layers:  input_norm, post_attention_norm [L, hidden]
-             q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj [L, n, k], and q_proj_bias [L, n] etc. where there are
+             q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj [L, n, k], and q_proj_bias [L, n] etc. where there are;
+             qkv_proj in place of the first three, gate_up_proj in place of those two, where they are fused (`fusion`)
 
-Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names. Hidden states have the
-dtype of the embedding; norms, rotations, softmax and logits are computed in float32.
+Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names. Embedding and head are
+arrays or `AffineArray`s. Hidden states have the dtype of the embedding, float32 if it is affine; norms, rotations, softmax and logits
+are computed in float32.
 """
 
 import functools
@@ -21,13 +23,14 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from anyprec_jax.affine import AffineArray, dequantize_rows
 from anyprec_jax.array import AnyPrecArray, check_precision
 from anyprec_jax.models.attention import Attention, causal_attention, dot_product_attention
 from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.fusion import LINEARS as LINEARS
+from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.rope import rotate, rotation
-from anyprec_jax.ops import matmul
-
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from anyprec_jax.ops import matmul, matmul_affine
 
 Params: TypeAlias = Mapping[str, Any]
 
@@ -116,8 +119,10 @@ def hidden_states(
 
 
 def embed(params: Params, tokens: Int[Array, "*batch"], config: ModelConfig) -> Float[Array, "*batch hidden"]:
-    """The embeddings of tokens."""
-    return jnp.asarray(params["embedding"])[jnp.clip(tokens, 0, config.vocab_size - 1)]
+    """The embeddings of tokens: no other rows are read."""
+    known = jnp.clip(tokens, 0, config.vocab_size - 1)
+    embedding = params["embedding"]
+    return dequantize_rows(embedding, known) if isinstance(embedding, AffineArray) else jnp.asarray(embedding)[known]
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -126,8 +131,10 @@ def unembed(
 ) -> Float32[Array, "*batch vocab"]:
     """Logits of hidden states: the final norm and the output head."""
     normed = rms_norm(hidden, params["final_norm"], config.rms_norm_eps)
-    head = jnp.asarray(params["embedding" if config.tie_embeddings else "head"]).astype(normed.dtype)
-    return _matmul(normed, head)
+    head = params["embedding" if config.tie_embeddings else "head"]
+    if isinstance(head, AffineArray):
+        return matmul_affine(normed, head)
+    return _matmul(normed, jnp.asarray(head).astype(normed.dtype))
 
 
 def layer_forward(
@@ -272,20 +279,26 @@ def _attention_inputs(
     """Query (rotated and scaled), key (rotated) and value of every position: [batch, seq, heads, head_dim] each."""
     normed = rms_norm(hidden, layer["input_norm"], config.rms_norm_eps)
 
-    def heads(name: str) -> Array:
-        return _project(layer, name, normed, precision).reshape(*hidden.shape[:2], -1, config.head_dim)
-
-    query = rotate(heads("q_proj"), *angles) * config.head_dim**-0.5
-    key = rotate(heads("k_proj"), *angles)
-    return query.astype(hidden.dtype), key.astype(hidden.dtype), heads("v_proj")
+    if "qkv_proj" in layer:
+        sizes = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim)
+        fused = _project(layer, "qkv_proj", normed, precision)
+        projected = jnp.split(fused, (sizes[0], sum(sizes)), axis=-1)
+    else:
+        projected = [_project(layer, name, normed, precision) for name in ("q_proj", "k_proj", "v_proj")]
+    query, key, value = (x.reshape(*hidden.shape[:2], -1, config.head_dim) for x in projected)
+    query = rotate(query, *angles) * config.head_dim**-0.5
+    return query.astype(hidden.dtype), rotate(key, *angles).astype(hidden.dtype), value
 
 
 def _layer_output(layer: Params, hidden: Array, attended: Array, config: ModelConfig, precision: int | None) -> Array:
     """The rest of a layer after attention: the output projection and the gated MLP, each added to its input."""
     hidden = hidden + _project(layer, "o_proj", attended.reshape(*hidden.shape[:2], -1), precision)
     normed = rms_norm(hidden, layer["post_attention_norm"], config.rms_norm_eps)
-    gate = jax.nn.silu(_project(layer, "gate_proj", normed, precision))
-    return hidden + _project(layer, "down_proj", gate * _project(layer, "up_proj", normed, precision), precision)
+    if "gate_up_proj" in layer:
+        gate, up = jnp.split(_project(layer, "gate_up_proj", normed, precision), 2, axis=-1)
+    else:
+        gate, up = (_project(layer, name, normed, precision) for name in ("gate_proj", "up_proj"))
+    return hidden + _project(layer, "down_proj", jax.nn.silu(gate) * up, precision)
 
 
 def _project(layer: Params, name: str, x: Array, precision: int | None) -> Array:
@@ -294,7 +307,7 @@ def _project(layer: Params, name: str, x: Array, precision: int | None) -> Array
 
 
 def _check_precision(params: Params, precision: int | None) -> None:
-    matrices = [(name, w) for name in LINEARS if isinstance(w := params["layers"][name], AnyPrecArray)]
+    matrices = [(name, w) for name, w in linears(params["layers"]).items() if isinstance(w, AnyPrecArray)]
     if precision is None and matrices:
         precisions = matrices[0][1].precisions
         raise ValueError(f"the model is quantized: give a precision from {precisions[0]} to {precisions[-1]}")

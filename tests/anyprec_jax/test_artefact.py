@@ -17,6 +17,7 @@ from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.inspection import inspect
 from anyprec_jax.model_quantization import quantize_model
 from anyprec_jax.models.decoder import LINEARS, forward
+from anyprec_jax.models.fusion import unfused
 from tests.anyprec_jax.tiny import save_tiny_model, tiny_config
 
 CONFIG = QuantizeConfig(seed_precision=2, parent_precision=5)
@@ -46,13 +47,13 @@ def test_a_round_trip_is_lossless(artefact: Path, tmp_path: Path) -> None:
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     for name in LINEARS:
-        validate(copy.params["layers"][name])
+        validate(unfused(copy.params["layers"])[name])
 
 
 @pytest.mark.parametrize("precisions", [(2,), (3,), (2, 3), (2, 4), (3, 5), (2, 3, 4, 5)])
 def test_a_part_computes_what_the_whole_does(artefact: Path, precisions: tuple[int, ...]) -> None:
     whole, part = load(artefact), load(artefact, precisions=precisions)
-    matrix = part.params["layers"]["q_proj"]
+    matrix = part.params["layers"]["qkv_proj"]
     assert matrix.parent_precision == max(precisions)
     assert sorted(matrix.codebooks) == sorted(precisions)
     for w in precisions:
@@ -209,10 +210,10 @@ def test_narrowest_lossless(values: list[float], dtype: type) -> None:
 
 def test_a_matrix_that_breaks_its_invariants_is_not_saved(artefact: Path, tmp_path: Path) -> None:
     model = load(artefact)
-    stack: AnyPrecArray = model.params["layers"]["q_proj"]
+    stack: AnyPrecArray = model.params["layers"]["o_proj"]
     books = stack.codebooks | {5: -stack.codebooks[5]}
     broken = AnyPrecArray(stack.bitplanes, books, stack.seed_precision, stack.parent_precision, stack.k)
-    params = model.params | {"layers": model.params["layers"] | {"q_proj": broken}}
+    params = model.params | {"layers": model.params["layers"] | {"o_proj": broken}}
     with pytest.raises(ValueError, match="non-decreasing"):
         save(tmp_path / "broken", type(model)(config=model.config, params=params, tokenizer=None))
     assert list(tmp_path.iterdir()) == []
@@ -226,4 +227,4 @@ def test_saving_over_something_keeps_it(artefact: Path, tmp_path: Path) -> None:
 
 
 def test_unquantized_leaves_come_back_in_float32(artefact: Path) -> None:
-    assert load(artefact).params["embedding"].dtype == jnp.float32
+    assert load(artefact).params["final_norm"].dtype == jnp.float32

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from anyprec_jax import model_quantization, quantization
+from anyprec_jax.affine import quantize_affine
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.calibration import calibration_windows
 from anyprec_jax.checkpoint import load, manifest, save
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.model_quantization import Calibration, quantize_model
-from anyprec_jax.models.decoder import LINEARS
+from anyprec_jax.models.fusion import LINEARS, unfused
 from anyprec_jax.models.model import Model
 from anyprec_jax.ops import dequantize
 from anyprec_jax.quantization import quantize
@@ -60,18 +61,21 @@ def test_each_matrix_is_what_quantizing_it_alone_gives(source: Path, calibration
     for window in calibration_windows(tokens, num_sequences=4, sequence_length=24, seed=5):
         accumulate(jnp.asarray(window), scores)
 
+    linears = unfused(quantized.params["layers"])
     for name in LINEARS:
-        stack = quantized.params["layers"][name]
+        stack = linears[name]
         for layer in range(model.config.num_layers):
             alone = quantize(np.asarray(model.params["layers"][name][layer]), scores[name][layer], CONFIG)
             np.testing.assert_array_equal(stack.bitplanes[layer], alone.bitplanes)
             for w in CONFIG.precisions:
                 np.testing.assert_array_equal(stack.codebooks[w][layer], alone.codebooks[w])
-    np.testing.assert_array_equal(quantized.params["embedding"], model.params["embedding"])
+    head = quantize_affine(model.params["embedding"])
+    for leaf in ("codes", "scale", "offset"):
+        np.testing.assert_array_equal(getattr(quantized.params["embedding"], leaf), getattr(head, leaf))
 
 
 def test_more_bits_are_closer(source: Path, finished: Path) -> None:
-    weights, quantized = load(source).params["layers"], load(finished).params["layers"]
+    weights, quantized = load(source).params["layers"], unfused(load(finished).params["layers"])
     for name in LINEARS:
         layer = AnyPrecArray(
             quantized[name].bitplanes[0],
