@@ -307,10 +307,10 @@ def _print_inspection(report: dict[str, Any]) -> None:
     console.print(
         f"{report['quantized_weights']:,} any-precision weights in {sizes['quantized'] / 1e6:.1f} MB, "
         f"{report['affine_weights']:,} affine in {sizes['affine'] / 1e6:.1f} MB, "
-        f"{report['unquantized_weights']:,} others in {sizes['unquantized'] / 1e6:.1f} MB; "
-        f"{sizes['on_disk'] / 1e6:.1f} MB on disk",
+        f"{report['unquantized_weights']:,} others in {sizes['unquantized'] / 1e6:.1f} MB",
         soft_wrap=True,
     )
+    console.print(f"{sizes['on_disk'] / 1e6:.1f} MB on disk")
     for name, array in report["arrays"].items():
         shape = "x".join(map(str, array["shape"]))
         console.print(f"{array['sha256'][:16]}  {name}  {array['dtype']} {shape}", soft_wrap=True, markup=False)

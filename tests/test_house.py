@@ -31,6 +31,7 @@ ROOMS = {
         "checkpoint",
         "model_quantization",
         "sampling",
+        "decoding",
         "generation",
         "evaluate",
         "inspection",

@@ -32,6 +32,8 @@ from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.rope import rotate, rotation
 from anyprec_jax.ops import matmul, matmul_affine
 
+_MIN_PREFIX = 128  # positions of the cache: fewer are read as fast
+
 Params: TypeAlias = Mapping[str, Any]
 
 
@@ -43,16 +45,20 @@ class StackedMatrix(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """Keys (rotated) and values of the tokens so far; position p of row b is meaningful for `p < lengths[b]`."""
+    """Keys (rotated) and values of the tokens so far; position p of row b is meaningful for `p < lengths[b]`.
 
-    keys: Float[Array, "layers batch length kv_heads head_dim"]
-    values: Float[Array, "layers batch length kv_heads head_dim"]
+    All positions of a head are together, as the products of attention want them: on CPU, a decode step that has to transpose them
+    spends four times as long on attention.
+    """
+
+    keys: Float[Array, "layers batch kv_heads length head_dim"]
+    values: Float[Array, "layers batch kv_heads length head_dim"]
     lengths: Int32[Array, " batch"]
 
 
 def init_cache(config: ModelConfig, *, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> KVCache:
     """An empty cache with room for `length` tokens in each of `batch` rows."""
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+    shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
 
 
@@ -123,6 +129,12 @@ def embed(params: Params, tokens: Int[Array, "*batch"], config: ModelConfig) -> 
     known = jnp.clip(tokens, 0, config.vocab_size - 1)
     embedding = params["embedding"]
     return dequantize_rows(embedding, known) if isinstance(embedding, AffineArray) else jnp.asarray(embedding)[known]
+
+
+def hidden_dtype(params: Params) -> jnp.dtype:
+    """That of the hidden states."""
+    embedding = params["embedding"]
+    return jnp.dtype(jnp.float32) if isinstance(embedding, AffineArray) else jnp.dtype(embedding.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -222,7 +234,7 @@ def _continued_sequences(
     attention: Attention,
 ) -> tuple[Array, KVCache]:
     batch, seq = tokens.shape
-    room = cache.keys.shape[2]
+    room = cache.keys.shape[3]
     offsets = jnp.arange(seq, dtype=jnp.int32)[None, :]
     positions = cache.lengths[:, None] + offsets
     # Padding is written nowhere: the scatter below drops what is outside the cache.
@@ -239,9 +251,9 @@ def _continued_sequences(
         hidden, keys, values = carry
         index, layer = indexed[0], _join(stacks, *indexed)
         query, key, value = _attention_inputs(layer, hidden, angles, config, precision)
-        keys = keys.at[index, rows, slots].set(key.astype(keys.dtype), mode="drop", unique_indices=True)
-        values = values.at[index, rows, slots].set(value.astype(values.dtype), mode="drop", unique_indices=True)
-        attended = jax.vmap(attention)(query, keys[index].astype(query.dtype), values[index].astype(query.dtype), mask)
+        keys = keys.at[index, rows, :, slots].set(key.astype(keys.dtype), mode="drop", unique_indices=True)
+        values = values.at[index, rows, :, slots].set(value.astype(values.dtype), mode="drop", unique_indices=True)
+        attended = _cached_attention(query, keys, values, index, mask, attention)
         return (_layer_output(layer, hidden, attended, config, precision), keys, values), None
 
     start = (embed(params, tokens, config), cache.keys, cache.values)
@@ -249,6 +261,34 @@ def _continued_sequences(
     fits = cache.lengths + lengths <= room
     hidden = _nan_unless(fits[:, None] & _are_known(tokens, lengths, config), hidden)
     return hidden, KVCache(keys, values, cache.lengths + lengths)
+
+
+def _cached_attention(
+    query: Array, keys: Array, values: Array, index: Array, mask: Array, attention: Attention
+) -> Array:
+    """`attention` of new positions [batch, seq, heads, head_dim] to what one layer's cache holds, themselves included.
+
+    One position at a time, only as much of the cache is read as is filled, up to the next power of two. That costs a compiled
+    branch for every power: longer pieces read all of it.
+    """
+    room = mask.shape[2]
+
+    def attend(size: int) -> Array:
+        def prefix(cache: Array) -> Array:
+            _, batch, heads, _, width = cache.shape
+            layer = jax.lax.dynamic_slice(cache, (index, 0, 0, 0, 0), (1, batch, heads, size, width))[0]
+            return layer.swapaxes(1, 2).astype(query.dtype)
+
+        return jax.vmap(attention)(query, prefix(keys), prefix(values), mask[:, :, :size])
+
+    sizes = [room]
+    while query.shape[1] == 1 and sizes[0] > _MIN_PREFIX:
+        sizes.insert(0, -(-sizes[0] // 2))
+    if len(sizes) == 1:
+        return attend(room)
+    filled = jnp.max(jnp.sum(mask, axis=-1))
+    branch = jnp.searchsorted(jnp.asarray(sizes[:-1]), filled)
+    return jax.lax.switch(branch, [functools.partial(attend, size) for size in sizes])
 
 
 def _are_known(tokens: Array, lengths: Array, config: ModelConfig) -> Array:
@@ -329,7 +369,7 @@ def _check_shapes(
     if lengths is not None and lengths.shape != (batch,):
         raise ValueError(f"lengths must be [{batch}], one per row of tokens, got {lengths.shape}")
     if cache is not None:
-        wanted = (config.num_layers, batch, cache.keys.shape[2], config.num_kv_heads, config.head_dim)
+        wanted = (config.num_layers, batch, config.num_kv_heads, cache.keys.shape[3], config.head_dim)
         for name, shape in (("keys", cache.keys.shape), ("values", cache.values.shape)):
             if shape != wanted:
                 raise ValueError(f"cache {name} for these tokens and this model must be {wanted}, got {shape}")
