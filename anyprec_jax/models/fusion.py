@@ -1,8 +1,8 @@
 """Linears that read the same input, made one: a decode step then makes four products a layer instead of seven.
 
 The query, key and value projections become `qkv_proj`, gate and up `gate_up_proj`: stacks whose rows are the rows of the parts, in
-that order. Rows of a matrix are independent, so nothing that is computed changes. Only any-precision stacks are fused, and only in
-memory: artefacts hold the seven linears.
+that order. Rows of a matrix are independent: a decode step computes the same to the bit (of many rows at once XLA's dense product may
+order its sums otherwise). Only any-precision stacks are fused, and only in memory: artefacts hold the seven linears.
 """
 
 from collections.abc import Mapping

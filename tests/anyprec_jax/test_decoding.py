@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -50,8 +51,10 @@ def step_by_step(model: Model, precision: int | None, sampling: dict[str, Any], 
     return result
 
 
-@pytest.mark.parametrize("name", ["plain", "quantized"])
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(
+    ("name", "sampling"),
+    [*(("plain", sampling) for sampling in SAMPLINGS), ("quantized", "greedy"), ("quantized", "all")],
+)
 def test_tokens_are_those_of_single_steps(name: str, sampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, precision = models()[name]
     for seed in (0, 3):
@@ -133,12 +136,12 @@ def test_blocks_grow_with_speed(monkeypatch: pytest.MonkeyPatch) -> None:
         counts.append(int(count))
         return real(params, token, count, *args, **kwargs)
 
-    now = iter(np.arange(0, 1000, 0.02).tolist())  # each look at the clock is 20 ms later: a block takes 20 ms
+    now = itertools.count(0.0, 1 / 64)  # each look at the clock is 1/64 s later, and so long takes a block
     monkeypatch.setattr(generation.time, "perf_counter", lambda: next(now))
     counting.lower = real.lower  # pyright: ignore[reportFunctionMemberAccess]
     monkeypatch.setattr(decoding, "decode", counting)
     model = dataclasses.replace(tiny_model(), tokenizer=None)
     result = generate(model, PROMPT, precision=None, max_new_tokens=60)
     assert len(result.tokens) == 60
-    assert counts[:4] == [1, 5, 15, 16]  # 100 ms over 20, 40 / 6 and 60 / 21 ms a token, at most 16
+    assert counts[:4] == [1, 6, 16, 16]  # 6.4 of the first, then 6.4 / 2 times the 7 so far: at most 16
     assert sum(counts) == 59

@@ -13,6 +13,7 @@ from anyprec_jax.generation import readable_precisions
 from anyprec_jax.models.decoder import forward, init_cache
 from anyprec_jax.models.fusion import LINEARS, fused, linears, part_rows, unfused
 from anyprec_jax.models.model import Model, dequantized, with_affine_head
+from anyprec_jax.ops import cpu
 from tests.anyprec_jax.tiny import quantized_tiny_model, tiny_model
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 260, (2, 19)), jnp.int32)
@@ -69,18 +70,27 @@ class TestFused:
 
 
 class TestEitherForm:
+    @pytest.mark.skipif(
+        cpu.why_unavailable() is not None, reason="of several rows XLA's sums depend on the matrix's size"
+    )
     @pytest.mark.parametrize("precision", [2, 4])
     def test_logits_are_the_same_to_the_bit(self, precision: int) -> None:
-        results = [forward(m.params, TOKENS, m.config, precision=precision) for m in (separate(), joined())]
+        few = TOKENS[:, :7]  # so that the native product takes them
+        results = [forward(m.params, few, m.config, precision=precision) for m in (separate(), joined())]
         np.testing.assert_array_equal(*results)
 
     def test_logits_of_a_decode_step_are_the_same_to_the_bit(self) -> None:
-        results = []
-        for model in (separate(), joined()):
-            cache = init_cache(model.config, batch=2, length=32)
-            _, cache = forward(model.params, TOKENS, model.config, precision=3, cache=cache)
-            results.append(forward(model.params, TOKENS[:, :1], model.config, precision=3, cache=cache)[0])
-        np.testing.assert_array_equal(*results)
+        config = separate().config
+        cache = init_cache(config, batch=1, length=32)
+        _, cache = forward(separate().params, TOKENS[:1], config, precision=3, cache=cache)
+        step = TOKENS[:1, :1]
+        results = [forward(m.params, step, config, precision=3, cache=cache) for m in (separate(), joined())]
+        for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    def test_many_rows_are_the_same_to_rounding(self) -> None:
+        results = [np.asarray(forward(m.params, TOKENS, m.config, precision=4)) for m in (separate(), joined())]
+        assert np.abs(results[0] - results[1]).max() <= 2e-5 * np.abs(results[0]).max()
 
     def test_dequantized(self) -> None:
         dense = [dequantized(with_affine_head(model), precision=3).params for model in (separate(), joined())]
