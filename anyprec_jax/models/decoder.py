@@ -47,19 +47,24 @@ class StackedMatrix(NamedTuple):
 class KVCache(NamedTuple):
     """Keys (rotated) and values of the tokens so far; position p of row b is meaningful for `p < lengths[b]`.
 
-    All positions of a head are together, as the products of attention want them: on CPU, a decode step that has to transpose them
-    spends four times as long on attention.
+    Each lies as its product in attention wants it, a head's positions together and keys with their positions last: on CPU, a decode
+    step that has to transpose them spends several times as long on attention.
     """
 
-    keys: Float[Array, "layers batch kv_heads length head_dim"]
+    keys: Float[Array, "layers batch kv_heads head_dim length"]
     values: Float[Array, "layers batch kv_heads length head_dim"]
     lengths: Int32[Array, " batch"]
 
 
 def init_cache(config: ModelConfig, *, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> KVCache:
     """An empty cache with room for `length` tokens in each of `batch` rows."""
-    shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+    keys, values = _cache_shapes(config, batch=batch, length=length)
+    return KVCache(jnp.zeros(keys, dtype), jnp.zeros(values, dtype), jnp.zeros(batch, jnp.int32))
+
+
+def _cache_shapes(config: ModelConfig, *, batch: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    lead = (config.num_layers, batch, config.num_kv_heads)
+    return (*lead, config.head_dim, length), (*lead, length, config.head_dim)
 
 
 def forward(
@@ -234,7 +239,7 @@ def _continued_sequences(
     attention: Attention,
 ) -> tuple[Array, KVCache]:
     batch, seq = tokens.shape
-    room = cache.keys.shape[3]
+    room = cache.values.shape[3]
     offsets = jnp.arange(seq, dtype=jnp.int32)[None, :]
     positions = cache.lengths[:, None] + offsets
     # Padding is written nowhere: the scatter below drops what is outside the cache.
@@ -251,7 +256,7 @@ def _continued_sequences(
         hidden, keys, values = carry
         index, layer = indexed[0], _join(stacks, *indexed)
         query, key, value = _attention_inputs(layer, hidden, angles, config, precision)
-        keys = keys.at[index, rows, :, slots].set(key.astype(keys.dtype), mode="drop", unique_indices=True)
+        keys = keys.at[index, rows, :, :, slots].set(key.astype(keys.dtype), mode="drop", unique_indices=True)
         values = values.at[index, rows, :, slots].set(value.astype(values.dtype), mode="drop", unique_indices=True)
         attended = _cached_attention(query, keys, values, index, mask, attention)
         return (_layer_output(layer, hidden, attended, config, precision), keys, values), None
@@ -274,12 +279,13 @@ def _cached_attention(
     room = mask.shape[2]
 
     def attend(size: int) -> Array:
-        def prefix(cache: Array) -> Array:
-            _, batch, heads, _, width = cache.shape
-            layer = jax.lax.dynamic_slice(cache, (index, 0, 0, 0, 0), (1, batch, heads, size, width))[0]
-            return layer.swapaxes(1, 2).astype(query.dtype)
+        def prefix(cache: Array, axis: int) -> Array:
+            """[batch, size, kv_heads, head_dim], as `attention` takes it, of a cache with positions along `axis`."""
+            layer = jax.lax.dynamic_index_in_dim(cache, index, keepdims=False)
+            layer = jax.lax.slice_in_dim(layer, 0, size, axis=axis)
+            return jnp.moveaxis(layer, axis, 1).astype(query.dtype)
 
-        return jax.vmap(attention)(query, prefix(keys), prefix(values), mask[:, :, :size])
+        return jax.vmap(attention)(query, prefix(keys, 3), prefix(values, 2), mask[:, :, :size])
 
     sizes = [room]
     while query.shape[1] == 1 and sizes[0] > _MIN_PREFIX:
@@ -369,9 +375,9 @@ def _check_shapes(
     if lengths is not None and lengths.shape != (batch,):
         raise ValueError(f"lengths must be [{batch}], one per row of tokens, got {lengths.shape}")
     if cache is not None:
-        wanted = (config.num_layers, batch, config.num_kv_heads, cache.keys.shape[3], config.head_dim)
-        for name, shape in (("keys", cache.keys.shape), ("values", cache.values.shape)):
-            if shape != wanted:
+        shapes = _cache_shapes(config, batch=batch, length=cache.values.shape[3])
+        for name, leaf, wanted in zip(("keys", "values"), cache, shapes, strict=False):
+            if (shape := leaf.shape) != wanted:
                 raise ValueError(f"cache {name} for these tokens and this model must be {wanted}, got {shape}")
         if cache.lengths.shape != (batch,):
             raise ValueError(f"cache lengths must be [{batch}], one per row of tokens, got {cache.lengths.shape}")

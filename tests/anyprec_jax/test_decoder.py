@@ -176,9 +176,9 @@ class TestCache:
         empty = init_cache(config, batch=1, length=6)
         marked = empty._replace(keys=empty.keys + 7.0, values=empty.values - 7.0)
         _, cache = continued(params, random_tokens(1, 4), config, marked, lengths=jnp.asarray([2]))
-        assert (np.asarray(cache.keys[:, :, :, 2:]) == 7.0).all()
+        assert (np.asarray(cache.keys[..., 2:]) == 7.0).all()
         assert (np.asarray(cache.values[:, :, :, 2:]) == -7.0).all()
-        assert not (np.asarray(cache.keys[:, :, :, :2]) == 7.0).any()
+        assert not (np.asarray(cache.keys[..., :2]) == 7.0).any()
 
     def test_padding_and_stale_entries_do_not_matter(self) -> None:
         config, params, weights, document = model()
