@@ -14,7 +14,7 @@ INSTALLED := pyproject.toml constraints.txt $(NATIVE)
 pip_install = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable
 quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Success\|ERROR\|error\)/p'
 
-.PHONY: help demo test test-all lint format bench bench-quantize bench-quality bench-matmul bench-peers parity clean
+.PHONY: help demo test test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-peers parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -42,13 +42,19 @@ format: $(VENV)/lint.installed  ## rewrite the files as `lint` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quantize bench-matmul bench-quality  ## every benchmark; results in benchmarks/results
+bench: bench-quantize bench-matmul bench-head bench-decode bench-quality  ## every benchmark; results in benchmarks/results
 
 bench-quantize: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.anyprec_quantize
 
 bench-matmul: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.anyprec_matmul
+
+bench-head: $(VENV)/bench.installed .cache/data/.complete
+	$(BIN)/python -m benchmarks.anyprec_head --data .cache/data
+
+bench-decode: $(VENV)/bench.installed .cache/data/.complete
+	$(BIN)/python -m benchmarks.anyprec_decode --data .cache/data
 
 bench-quality: $(VENV)/bench.installed .cache/data/.complete
 	$(BIN)/python -m benchmarks.anyprec_quality --data .cache/data

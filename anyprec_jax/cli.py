@@ -89,6 +89,9 @@ def quantize(
     sequence_length: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 512,
     seed_precision: Annotated[int, typer.Option(help="Fewest bits that can be read.")] = 3,
     parent_precision: Annotated[int, typer.Option(help="Most bits that can be read.")] = 8,
+    head_precision: Annotated[
+        Literal["8", "none"], typer.Option(help="Bits of embedding and output head; none leaves them as they are.")
+    ] = "8",
     seed: Annotated[int, typer.Option(help="Seed of the windows' offsets.")] = 0,
 ) -> None:
     """Quantize every linear of MODEL's layers into OUT. Killed and started again, it continues where it was."""
@@ -104,7 +107,14 @@ def quantize(
         )
     config = QuantizeConfig(seed_precision=seed_precision, parent_precision=parent_precision)
     with progress_bars(_messages) as progress:
-        quantize_model(model, out, config, calibration=settings, progress=progress)
+        quantize_model(
+            model,
+            out,
+            config,
+            calibration=settings,
+            head_precision=None if head_precision == "none" else int(head_precision),
+            progress=progress,
+        )
     _messages.print(f"wrote {out}", markup=False)
 
 
@@ -291,14 +301,18 @@ def _print_inspection(report: dict[str, Any]) -> None:
         size = [str(matrix[key]) for key in ("layers", "n", "k")]
         table.add_row(name.removeprefix("layers/"), *size, *_bits(matrix["bits_per_weight"], precisions))
     table.add_row("all", "", "", "", *_bits(report["bits_per_weight"], precisions))
+    for name, head in report["affine"].items():
+        bits = f"{head['bits_per_weight']:.2f}"
+        table.add_row(name, "", str(head["n"]), str(head["k"]), bits, *[bits] * len(precisions))
     console.print(table)
     sizes = report["bytes"]
     console.print(
-        f"{report['quantized_weights']:,} quantized weights in {sizes['quantized'] / 1e6:.1f} MB, "
-        f"{report['unquantized_weights']:,} others in {sizes['unquantized'] / 1e6:.1f} MB; "
-        f"{sizes['on_disk'] / 1e6:.1f} MB on disk",
+        f"{report['quantized_weights']:,} any-precision weights in {sizes['quantized'] / 1e6:.1f} MB, "
+        f"{report['affine_weights']:,} affine in {sizes['affine'] / 1e6:.1f} MB, "
+        f"{report['unquantized_weights']:,} others in {sizes['unquantized'] / 1e6:.1f} MB",
         soft_wrap=True,
     )
+    console.print(f"{sizes['on_disk'] / 1e6:.1f} MB on disk")
     for name, array in report["arrays"].items():
         shape = "x".join(map(str, array["shape"]))
         console.print(f"{array['sha256'][:16]}  {name}  {array['dtype']} {shape}", soft_wrap=True, markup=False)

@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, Float32, Int32, Shaped
 from anyprec_jax.array import AnyPrecArray, nbytes
 from anyprec_jax.generation import TokenIds, check_precision, readable_precisions
 from anyprec_jax.models.config import ModelConfig
-from anyprec_jax.models.decoder import LINEARS, embed, layer_forward, unembed
+from anyprec_jax.models.decoder import embed, layer_forward, unembed
+from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
 from anyprec_jax.ops import dequantize
 
@@ -111,8 +112,11 @@ def evaluate(
 
 
 def read_bits_per_weight(params: dict[str, Any], *, precision: int | None) -> float:
-    """Bits per weight that a pass over the layers' linears reads: planes and codebook, or plain arrays whole."""
-    weights = [params["layers"][name] for name in LINEARS]
+    """Bits per weight that a pass over the layers' linears reads: planes and codebook, or plain arrays whole.
+
+    Embedding and head are not among them, whatever they are stored in.
+    """
+    weights = linears(params["layers"]).values()
     read = sum(nbytes(w, precision=precision) if isinstance(w, AnyPrecArray) else w.nbytes for w in weights)
     return 8 * read / sum(math.prod(w.shape) for w in weights)
 

@@ -1,8 +1,7 @@
-"""Text from a model: the prompt in a few large steps (prefill), then one token at a time (decode).
+"""Text from a model: the prompt in a few large steps (prefill), then blocks of tokens (decode).
 
-Both are one jitted function, compiled for a few sizes: a prompt is padded to a power of two and the cache holds a power
-of two of positions, so that texts of any length run through a handful of programs and none is compiled while text is
-being written.
+A prompt is padded to a power of two and the cache holds a power of two of positions, so that texts of any length run through
+a handful of programs and none is compiled while text is being written.
 """
 
 import functools
@@ -14,14 +13,15 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32, Key
+from jaxtyping import Array, Int, Int32
 
+from anyprec_jax import decoding
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.chat import Message
-from anyprec_jax.models.config import ModelConfig
-from anyprec_jax.models.decoder import LINEARS, KVCache, hidden_states, init_cache, unembed
+from anyprec_jax.models.decoder import KVCache, hidden_dtype, init_cache
+from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
-from anyprec_jax.sampling import Sampling, checked_sampling, sample
+from anyprec_jax.sampling import checked_sampling
 from anyprec_jax.text_stream import TextBuffer
 from anyprec_jax.tokenizer import Tokenizer
 
@@ -31,6 +31,7 @@ Prompt: TypeAlias = str | TokenIds | Sequence[Message]  # text, token ids, or (w
 _MAX_PREFILL = 512  # tokens of a prompt in one step: bounds the attention scores to [heads, 512, context]
 _MIN_PREFILL = 16
 _MIN_CACHE = 64
+_BLOCK_S = 0.1  # a reader of the stream waits no longer than this for what the device has written
 
 
 class Generation(NamedTuple):
@@ -43,7 +44,7 @@ class Generation(NamedTuple):
     new_tokens: int
     compile_s: float  # 0 but for some milliseconds once the programs for these sizes exist
     prefill_s: float  # to the first token
-    decode_s: float  # for the tokens after the first, without the time a consumer of the stream took
+    decode_s: float  # for the tokens after the first (and a few beyond a stop string), without the time a consumer took
 
     @property
     def tokens_per_s(self) -> float:
@@ -53,7 +54,7 @@ class Generation(NamedTuple):
 
 def readable_precisions(model: Model) -> tuple[int, ...]:
     """The precisions that every matrix of a model can be read at, ascending; none for a model that is not quantized."""
-    matrices = [weight for name in LINEARS if isinstance(weight := model.params["layers"][name], AnyPrecArray)]
+    matrices = [weight for weight in linears(model.params["layers"]).values() if isinstance(weight, AnyPrecArray)]
     common = set.intersection(*(set(matrix.precisions) for matrix in matrices)) if matrices else set()
     return tuple(sorted(common))
 
@@ -183,15 +184,22 @@ def stream(
     params = jax.tree.map(jnp.asarray, model.params)  # NumPy leaves would be copied to the device at every step
     steps = prefill_steps(len(ids))
     room = max(_MIN_CACHE, _power_of_two(len(ids) + max_new_tokens))
-    cache = init_cache(model.config, batch=1, length=room, dtype=params["embedding"].dtype)
+    cache = init_cache(model.config, batch=1, length=room, dtype=hidden_dtype(params))
     settings = {"key": jax.random.key(seed), "sampling": sampling, "config": model.config, "precision": precision}
-    for size in sorted({padded for _, _, padded in steps} | {1}):
-        # Ahead of the clock: the call that follows finds the program that this makes.
-        _step.lower(params, *_padded((), size), cache, **settings).compile()
+    ends = sorted({*model.config.eos_token_ids, *(model.tokenizer.eos_ids if model.tokenizer else ())})
+    device = _Device(
+        prefill=functools.partial(decoding.prefill, params, **settings),
+        decode=functools.partial(decoding.decode, params, ends=jnp.asarray(ends, jnp.int32), **settings),
+        cache=cache,
+    )
+    # Ahead of the clock: the calls that follow find the programs that this makes.
+    for size in sorted({padded for _, _, padded in steps}):
+        decoding.prefill.lower(params, *_padded((), size), cache, **settings).compile()
+    if max_new_tokens > 1:
+        arguments = (params, jnp.int32(0), jnp.int32(0), jnp.asarray(ends, jnp.int32), cache)
+        decoding.decode.lower(*arguments, **settings).compile()
     compile_s = time.perf_counter() - started
-    step = functools.partial(_step, params, **settings)
-    ends = {*model.config.eos_token_ids, *(model.tokenizer.eos_ids if model.tokenizer else ())}
-    return TextStream(_pieces(step, cache, ids, steps, text, ends, max_new_tokens, compile_s))
+    return TextStream(_pieces(device, ids, steps, text, set(ends), max_new_tokens, compile_s))
 
 
 def _prompt_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
@@ -236,9 +244,41 @@ def _text_buffer(tokenizer: Tokenizer | None, prompt: Sequence[int], stop: Seque
     return None
 
 
+class _Device:
+    """The cache, and the programs that read and write it; where the time goes."""
+
+    def __init__(self, prefill: Callable[..., Any], decode: Callable[..., Any], cache: KVCache) -> None:
+        self._prefill, self._decode, self._cache = prefill, decode, cache
+        self._last = jnp.int32(0)
+        self._decoded = 0
+        self.prefill_s = self.decode_s = 0.0
+
+    def first(self, prompt: Sequence[int], steps: Sequence[PrefillStep]) -> int:
+        """Reads the prompt and returns the token that follows it."""
+        started = time.perf_counter()
+        for start, end, padded in steps:
+            self._last, self._cache = self._prefill(*_padded(prompt[start:end], padded), self._cache)
+        token = int(self._last)
+        self.prefill_s = time.perf_counter() - started
+        return token
+
+    def following(self, at_most: int) -> list[int]:
+        """The next block of tokens, at least one: as many as take `_BLOCK_S`, judging by those before."""
+        size = 1 if self._decoded == 0 else decoding.MAX_BLOCK
+        if self.decode_s > 0:
+            size = max(1, min(int(_BLOCK_S * self._decoded / self.decode_s), size))
+        started = time.perf_counter()
+        count = jnp.int32(min(size, at_most))
+        block, done, self._cache = self._decode(self._last, count, cache=self._cache)
+        tokens = np.asarray(block)[: int(done)].tolist()
+        self._last = jnp.int32(tokens[-1])
+        self.decode_s += time.perf_counter() - started
+        self._decoded += len(tokens)
+        return tokens
+
+
 def _pieces(
-    step: Callable[..., tuple[Array, KVCache]],
-    cache: KVCache,
+    device: _Device,
     prompt: Sequence[int],
     steps: Sequence[PrefillStep],
     text: TextBuffer | None,
@@ -247,13 +287,8 @@ def _pieces(
     compile_s: float,
 ) -> Generator[str, None, Generation]:
     """The loop: yields text that will not be taken back, and returns the account of it all."""
-    started = time.perf_counter()
-    for start, end, padded in steps:
-        token, cache = step(*_padded(prompt[start:end], padded), cache)
-    tokens = [int(token[0])]
-    prefill_s, decode_s = time.perf_counter() - started, 0.0
-
-    one = jnp.ones(1, jnp.int32)
+    tokens = [device.first(prompt, steps)]
+    block: list[int] = []
     is_stopped = False
     while tokens[-1] not in ends:
         if text is not None:
@@ -262,10 +297,8 @@ def _pieces(
             is_stopped = text.is_stopped
         if is_stopped or len(tokens) == max_new_tokens:
             break
-        started = time.perf_counter()
-        token, cache = step(token[:, None], one, cache)
-        tokens.append(int(token[0]))
-        decode_s += time.perf_counter() - started
+        block = block or device.following(max_new_tokens - len(tokens))
+        tokens.append(block.pop(0))
     if text is not None and (piece := text.finish()):
         yield piece
     return Generation(
@@ -275,30 +308,9 @@ def _pieces(
         prompt_tokens=len(prompt),
         new_tokens=len(tokens),
         compile_s=compile_s,
-        prefill_s=prefill_s,
-        decode_s=decode_s,
+        prefill_s=device.prefill_s,
+        decode_s=device.decode_s,
     )
-
-
-@functools.partial(jax.jit, static_argnames=("config", "precision"), donate_argnames=("cache",))
-def _step(
-    params: dict[str, Any],
-    tokens: Int[Array, "batch seq"],
-    lengths: Int[Array, " batch"],
-    cache: KVCache,
-    *,
-    key: Key[Array, ""],
-    sampling: Sampling,
-    config: ModelConfig,
-    precision: int | None,
-) -> tuple[Int32[Array, " batch"], KVCache]:
-    """Appends the first `lengths` tokens of each row to the cache, which is consumed, and samples what follows them."""
-    hidden, cache = hidden_states(params, tokens, config, precision=precision, cache=cache, lengths=lengths)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    logits: Float[Array, "batch vocab"] = unembed(params, last, config)[:, 0]
-    # Keyed by position: a text that is resumed in its middle continues as it would have.
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, cache.lengths)
-    return jax.vmap(sample, in_axes=(0, 0, None))(logits, keys, sampling), cache
 
 
 def prefill_steps(length: int) -> list[PrefillStep]:

@@ -26,7 +26,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from anyprec_jax import sensitivity
+from anyprec_jax import affine, sensitivity
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.calibration import calibration_windows, read_text
 from anyprec_jax.checkpoint import load
@@ -34,9 +34,9 @@ from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.atomic import require_free, require_room, sync, sync_folder
 from anyprec_jax.checkpoint.orbax import save_artefact
 from anyprec_jax.config import QuantizeConfig
-from anyprec_jax.models.decoder import LINEARS
 from anyprec_jax.models.families import parameter_shapes
-from anyprec_jax.models.model import Model
+from anyprec_jax.models.fusion import LINEARS, linears
+from anyprec_jax.models.model import HEADS, Model, with_affine_head
 from anyprec_jax.quantization import FLOAT16_OVERFLOW, quantize
 
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -61,29 +61,34 @@ def quantize_model(
     config: QuantizeConfig,
     *,
     calibration: Calibration | None,
+    head_precision: int | None = affine.BITS,
     progress: Progress = lambda phase, done, total: None,
 ) -> None:
-    """Quantizes every linear of the decoder layers and writes an artefact.
+    """Quantizes every linear of the decoder layers, and embedding and head, and writes an artefact.
 
     Args:
       source: a Hugging Face folder or a GGUF file.
       out: the artefact; must not exist, unless it is the finished result of this very command, which is then left as it is.
       config: precisions.
       calibration: the text to measure sensitivity on; None weighs all weights alike.
+      head_precision: 8 stores the embedding, and the output head where that is another matrix, as affine rows; None leaves them
+        as they are.
       progress: told (phase, steps done, steps in all) after every sequence and every layer.
 
     Raises:
       FileExistsError: something else is at `out`, or an unfinished run with other settings.
-      ValueError: unusable source or text; NaN or infinite weights (layer, row and column are named).
+      ValueError: unusable source or text; NaN or infinite weights (layer, row and column are named); another `head_precision`.
       OSError: not enough room, or no permission.
 
     Memory: the weights in float32, their Fisher information in float32, and the activations of one sequence.
     """
+    if head_precision not in (affine.BITS, None):
+        raise ValueError(f"head_precision must be {affine.BITS} or None, got {head_precision!r}")
     model = load(source)
-    _require_quantizable(model, source)
+    _require_quantizable(model, source, head_precision)
     _require_storable(model, source)
     windows = None if calibration is None else _windows(model, calibration)
-    provenance = _provenance(source, config, calibration, windows)
+    provenance = _provenance(source, config, head_precision, calibration, windows)
     if _is_finished(out, provenance):
         shutil.rmtree(_staging(out), ignore_errors=True)
         return
@@ -92,15 +97,22 @@ def quantize_model(
         _quantize_layers(model, scores, config, folder, progress)
         del scores  # it and the plain weights go before their successors come: the peak is in the middle, not here
         model = _without_linears(model)
-        save_artefact(out, _assemble(model, config, folder), provenance=provenance)
+        quantized = _assemble(model, config, folder)
+        if head_precision is not None:
+            quantized = with_affine_head(quantized)
+        save_artefact(out, quantized, provenance=provenance)
         shutil.rmtree(folder)
 
 
-def _require_quantizable(model: Model, source: Path) -> None:
+def _require_quantizable(model: Model, source: Path, head_precision: int | None) -> None:
+    if any(isinstance(leaf, AnyPrecArray) for leaf in linears(model.params["layers"]).values()):
+        raise ValueError(f"{source} is quantized already: give the model it was made from")
+    for name in HEADS if head_precision is not None else ():
+        if name in model.params and not np.isfinite(weights := np.asarray(model.params[name])).all():
+            row, column = np.argwhere(~np.isfinite(weights))[0]
+            raise ValueError(f"{source}: {name} is {weights[row, column]} at row {row}, column {column}")
     for name in LINEARS:
         leaf = model.params["layers"][name]
-        if isinstance(leaf, AnyPrecArray):
-            raise ValueError(f"{source} is quantized already: give the model it was made from")
         for layer, weights in enumerate(np.asarray(leaf)):
             if not np.isfinite(weights).all():
                 row, column = np.argwhere(~np.isfinite(weights))[0]
@@ -144,12 +156,16 @@ def _windows(model: Model, calibration: Calibration) -> np.ndarray:
 
 
 def _provenance(
-    source: Path, config: QuantizeConfig, calibration: Calibration | None, windows: np.ndarray | None
+    source: Path,
+    config: QuantizeConfig,
+    head_precision: int | None,
+    calibration: Calibration | None,
+    windows: np.ndarray | None,
 ) -> dict[str, Any]:
     """What the result depends on, by content and not by name: equal provenance means equal arrays on the same machine."""
     described: dict[str, Any] = {
         "source": {"name": source.resolve().name, "sha256": _digest(source)},
-        "quantization": dataclasses.asdict(config),
+        "quantization": dataclasses.asdict(config) | {"head_precision": head_precision},
         "calibration": None,
     }
     if calibration is not None and windows is not None:

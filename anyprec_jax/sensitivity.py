@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.models import decoder
 from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.fusion import unfused
 
 Sensitivity: TypeAlias = dict[str, np.ndarray]  # linear -> float32 [layers, n, k]
 SequenceGradients: TypeAlias = Callable[[Int[Array, " tokens"], Sensitivity], None]
@@ -22,7 +24,8 @@ SequenceGradients: TypeAlias = Callable[[Int[Array, " tokens"], Sensitivity], No
 
 def zeros(params: Mapping[str, Any]) -> Sensitivity:
     """The empty sum: one float32 array per linear, [layers, n, k]."""
-    return {name: np.zeros(params["layers"][name].shape, np.float32) for name in decoder.LINEARS}
+    layers = unfused(params["layers"])
+    return {name: np.zeros(layers[name].shape, np.float32) for name in decoder.LINEARS}
 
 
 def sequence_accumulator(params: Mapping[str, Any], config: ModelConfig) -> SequenceGradients:
@@ -36,9 +39,15 @@ def sequence_accumulator(params: Mapping[str, Any], config: ModelConfig) -> Sequ
       params: the unquantized model, as `decoder.forward` takes it.
       config: the model's shape.
 
+    Raises:
+      ValueError: the model is quantized.
+
     Cost: about four forward passes a sequence (forward, recompute, input gradients, weight gradients).
     """
-    layers = {name: jnp.asarray(leaf) for name, leaf in params["layers"].items()}
+    layers = unfused(params["layers"])
+    if quantized := [name for name in decoder.LINEARS if isinstance(layers[name], AnyPrecArray)]:
+        raise ValueError(f"sensitivity is that of a model's own weights, and {quantized[0]} is quantized already")
+    layers = {name: jnp.asarray(leaf) for name, leaf in layers.items()}
     top = {name: leaf for name, leaf in params.items() if name != "layers"}
 
     def layer_at(layers: dict[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:

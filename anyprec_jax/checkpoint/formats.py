@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from anyprec_jax.affine import AffineArray
 from anyprec_jax.checkpoint import gguf, huggingface, manifest
 from anyprec_jax.checkpoint.orbax import is_quantized, load_artefact, save_artefact
 from anyprec_jax.models.model import Model
@@ -47,8 +48,9 @@ def save(path: str | Path, model: Model) -> None:
     Raises:
       FileExistsError: `path` exists and is not an empty folder.
       OSError: it cannot be written.
+      ValueError: embedding or head are affine and no linear is quantized, which neither format holds.
     """
-    if is_quantized(model.params):
+    if is_quantized(model.params) or any(isinstance(leaf, AffineArray) for leaf in model.params.values()):
         save_artefact(Path(path), model, provenance={})
     else:
         huggingface.save_folder(Path(path), model)

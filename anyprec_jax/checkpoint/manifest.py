@@ -16,10 +16,18 @@ import numpy as np
 FORMAT = "bandwise.anyprec"
 FORMAT_VERSION = 1
 CODEBOOK_KIND = "float16"  # the paper's: one float16 centroid per code, row and precision
+AFFINE_KIND = "affine"  # one scale and one offset per row (`AffineArray`); of 8 bits and no others
+AFFINE_LEAVES = ("codes", "scale", "offset")
 _FILE = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_AXES = 8
-_DTYPES = {"uint32": np.uint32, "float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+_DTYPES = {
+    "uint8": np.uint8,
+    "uint32": np.uint32,
+    "float16": np.float16,
+    "float32": np.float32,
+    "bfloat16": ml_dtypes.bfloat16,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +53,11 @@ class ArrayEntry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatrixEntry:
-    """One any-precision matrix, or a stack of them: its leaves are `NAME/bitplanes/P` and `NAME/codebooks/W`."""
+    """A quantized matrix, or a stack of them.
+
+    Any-precision: its leaves are `NAME/bitplanes/P` and `NAME/codebooks/W`. Affine: they are `NAME/codes`, `NAME/scale` and
+    `NAME/offset`, and seed and parent precision are both 8.
+    """
 
     k: int
     seed_precision: int
@@ -59,13 +71,22 @@ class MatrixEntry:
             )
         if not 1 <= self.seed_precision <= self.parent_precision <= 8 or self.k < 1:
             raise ValueError(f"seed {self.seed_precision}, parent {self.parent_precision}, k {self.k} are no matrix")
-        unknown = sorted(set(self.codebooks.values()) - {CODEBOOK_KIND})
+        unknown = sorted(set(self.codebooks.values()) - {CODEBOOK_KIND, AFFINE_KIND})
         if unknown:
-            raise ValueError(f"codebooks of kind {unknown[0]!r}; this version reads {CODEBOOK_KIND!r}")
+            raise ValueError(
+                f"codebooks of kind {unknown[0]!r}; this version reads {CODEBOOK_KIND!r} and {AFFINE_KIND!r}"
+            )
         if set(self.codebooks) != {str(w) for w in range(self.seed_precision, self.parent_precision + 1)}:
             raise ValueError(
                 f"codebooks for precisions {sorted(self.codebooks)}, not {self.seed_precision}..{self.parent_precision}"
             )
+        if AFFINE_KIND in self.codebooks.values() and self.codebooks != {"8": AFFINE_KIND}:
+            raise ValueError(f"codebooks {self.codebooks}: an affine one is alone and of 8 bits")
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether it is read whole at every precision of the model."""
+        return AFFINE_KIND in self.codebooks.values()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +99,9 @@ class Manifest:
 
     @property
     def precisions(self) -> tuple[int, ...]:
-        """Precisions that every matrix can be read at."""
-        ranges = [range(m.seed_precision, m.parent_precision + 1) for m in self.matrices.values()]
+        """Precisions that every any-precision matrix can be read at."""
+        matrices = [m for m in self.matrices.values() if not m.is_affine]
+        ranges = [range(m.seed_precision, m.parent_precision + 1) for m in matrices]
         return tuple(sorted(set.intersection(*map(set, ranges)))) if ranges else ()
 
 

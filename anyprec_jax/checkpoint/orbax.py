@@ -1,7 +1,8 @@
 """The native artefact: a folder with `manifest.json`, `config.json`, tokenizer files and an Orbax checkpoint.
 
-The checkpoint is the parameter tree as it is in memory, with each any-precision matrix spelt out as one leaf per plane and one per
-codebook, so that a reader of w bits touches w planes only. Any JAX project restores it with Orbax alone.
+The checkpoint is the parameter tree, with each any-precision matrix spelt out as one leaf per plane and one per codebook, so that a
+reader of w bits touches w planes only. Any JAX project restores it with Orbax alone. It holds the seven linears; in memory those that
+read the same input are fused.
 """
 
 import json
@@ -16,13 +17,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from anyprec_jax import affine
+from anyprec_jax.affine import AffineArray
 from anyprec_jax.array import AnyPrecArray, validate
 from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.atomic import published, require_room
 from anyprec_jax.checkpoint.manifest import ArrayEntry, Manifest, MatrixEntry
 from anyprec_jax.models.config import ModelConfig
-from anyprec_jax.models.families import config_from_huggingface, config_to_huggingface, parameter_shapes
-from anyprec_jax.models.model import Model
+from anyprec_jax.models.families import LAYERS, config_from_huggingface, config_to_huggingface, parameter_shapes
+from anyprec_jax.models.fusion import PARTS, unfused
+from anyprec_jax.models.model import HEADS, Model
+from anyprec_jax.models.parameters import aligned_empty
 from anyprec_jax.tokenizer import Tokenizer
 
 _CHECKPOINT = "checkpoint"
@@ -46,7 +51,7 @@ def save_artefact(path: Path, model: Model, *, provenance: Mapping[str, Any]) ->
       OSError: the folder cannot be written (the path is in the message).
     """
     matrices, leaves = flatten(model.params)
-    if not matrices:
+    if all(matrix.is_affine for matrix in matrices.values()):
         raise ValueError("an artefact holds any-precision matrices, and this model has none: quantize it first")
     # Asked first, because Orbax's threads report a full disk at length, each for itself.
     require_room(path.parent, sum(leaf.nbytes for leaf in leaves.values()) + _METADATA_BYTES)
@@ -90,28 +95,48 @@ def is_quantized(params: Mapping[str, Any]) -> bool:
 
 
 def flatten(params: Mapping[str, Any]) -> tuple[dict[str, MatrixEntry], dict[str, np.ndarray]]:
-    """Spells a parameter tree out as named leaves, `layers/q_proj/bitplanes/0` and so on."""
+    """Spells a parameter tree out as named leaves, `layers/q_proj/bitplanes/0` and so on, the linears one by one."""
     matrices: dict[str, MatrixEntry] = {}
     leaves: dict[str, np.ndarray] = {}
-    flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, AnyPrecArray))
+    on_host = jax.tree.map(np.asarray, dict(params))  # parts of a fused linear are then views
+    on_host["layers"] = unfused(on_host["layers"])
+    flat, _ = jax.tree_util.tree_flatten_with_path(on_host, is_leaf=_is_matrix)
     for key_path, leaf in flat:
         name = "/".join(str(key.key) for key in key_path)
-        if not isinstance(leaf, AnyPrecArray):
-            leaves[name] = narrowest_lossless(np.asarray(leaf))
+        if isinstance(leaf, AnyPrecArray):
+            matrices[name], parts = _flatten_anyprec(leaf)
+        elif isinstance(leaf, AffineArray):
+            matrices[name], parts = _flatten_affine(leaf)
+        else:
+            leaves[name] = narrowest_lossless(leaf)
             continue
-        validate(leaf)
-        matrices[name] = MatrixEntry(
-            k=leaf.k,
-            seed_precision=leaf.seed_precision,
-            parent_precision=leaf.parent_precision,
-            codebooks={str(w): manifests.CODEBOOK_KIND for w in sorted(leaf.codebooks)},
-        )
-        planes = np.asarray(leaf.bitplanes)
-        leaves |= {
-            f"{name}/bitplanes/{p}": np.ascontiguousarray(planes[..., p, :, :]) for p in range(leaf.parent_precision)
-        }
-        leaves |= {f"{name}/codebooks/{w}": np.asarray(book) for w, book in sorted(leaf.codebooks.items())}
+        leaves |= {f"{name}/{part}": values for part, values in parts.items()}
     return matrices, leaves
+
+
+def _is_matrix(leaf: object) -> bool:
+    return isinstance(leaf, AnyPrecArray | AffineArray)
+
+
+def _flatten_anyprec(array: AnyPrecArray) -> tuple[MatrixEntry, dict[str, np.ndarray]]:
+    validate(array)
+    entry = MatrixEntry(
+        k=array.k,
+        seed_precision=array.seed_precision,
+        parent_precision=array.parent_precision,
+        codebooks={str(w): manifests.CODEBOOK_KIND for w in array.precisions},
+    )
+    planes = np.asarray(array.bitplanes)
+    parts = {f"bitplanes/{p}": np.ascontiguousarray(planes[..., p, :, :]) for p in range(array.parent_precision)}
+    books = {f"codebooks/{w}": np.ascontiguousarray(array.codebooks[w]) for w in array.precisions}
+    return entry, parts | books
+
+
+def _flatten_affine(array: AffineArray) -> tuple[MatrixEntry, dict[str, np.ndarray]]:
+    affine.validate(array)
+    kinds = {str(affine.BITS): manifests.AFFINE_KIND}
+    entry = MatrixEntry(k=array.k, seed_precision=affine.BITS, parent_precision=affine.BITS, codebooks=kinds)
+    return entry, {leaf: np.asarray(getattr(array, leaf)) for leaf in manifests.AFFINE_LEAVES}
 
 
 def narrowest_lossless(array: np.ndarray) -> np.ndarray:
@@ -145,6 +170,7 @@ def _read_config(path: Path) -> ModelConfig:
 def _check_shapes(manifest: Manifest, config: ModelConfig, path: Path) -> None:
     """Every array the manifest names must be one that the model's shape calls for: nothing is allocated on its word alone."""
     expected: dict[str, tuple[int, ...]] = {}
+    _check_kinds(manifest, path)
     for name, shape in parameter_shapes(config).items():
         matrix = manifest.matrices.get(name)
         if matrix is None:
@@ -153,6 +179,9 @@ def _check_shapes(manifest: Manifest, config: ModelConfig, path: Path) -> None:
         *lead, n, k = shape
         if matrix.k != k:
             raise ValueError(f"{path} is damaged: {name} has k = {matrix.k}, config.json says {k}")
+        if matrix.is_affine:
+            expected |= {f"{name}/codes": (n, k), f"{name}/scale": (n,), f"{name}/offset": (n,)}
+            continue
         for p in range(matrix.parent_precision):
             expected[f"{name}/bitplanes/{p}"] = (*lead, n, -(-k // 32))
         for w in matrix.codebooks:
@@ -165,6 +194,17 @@ def _check_shapes(manifest: Manifest, config: ModelConfig, path: Path) -> None:
             raise ValueError(
                 f"{path} is damaged: {name} has shape {entry.shape}, config.json calls for {expected[name]}"
             )
+
+
+def _check_kinds(manifest: Manifest, path: Path) -> None:
+    """Embedding and head may be affine, and nothing else."""
+    for name, matrix in manifest.matrices.items():
+        if matrix.is_affine != (name in HEADS):
+            raise ValueError(f"{path} is damaged: {name} has codebooks {matrix.codebooks}")
+        for leaf in manifests.AFFINE_LEAVES if matrix.is_affine else ():
+            entry, dtype = manifest.arrays.get(f"{name}/{leaf}"), "uint8" if leaf == "codes" else "float32"
+            if entry is not None and entry.dtype != dtype:
+                raise ValueError(f"{path} is damaged: {name}/{leaf} is {entry.dtype}, not {dtype}")
 
 
 def _is_needed(name: str, manifest: Manifest, wanted: Sequence[int]) -> bool:
@@ -207,19 +247,63 @@ def _restore(path: Path, entries: Mapping[str, ArrayEntry]) -> dict[str, np.ndar
 
 
 def _assemble(leaves: dict[str, np.ndarray], manifest: Manifest, wanted: Sequence[int], dtype: Any) -> dict[str, Any]:
-    """Puts leaves back together, consuming them: each plane is released once it is in its matrix."""
+    """Puts leaves back together, consuming them: each is released once it is in its matrix, and only one matrix is doubled."""
     params: dict[str, Any] = {}
-    for name, entry in manifest.matrices.items():
-        planes = [leaves.pop(f"{name}/bitplanes/{p}") for p in range(max(wanted))]
-        params[name] = AnyPrecArray(
-            bitplanes=jnp.asarray(np.stack(planes, axis=-3)),
-            codebooks={w: jnp.asarray(leaves.pop(f"{name}/codebooks/{w}")) for w in wanted},
-            seed_precision=min(wanted),
-            parent_precision=max(wanted),
-            k=entry.k,
+    for name, parts in _groups(manifest).items():
+        matrix = manifest.matrices[parts[0]]
+        if matrix.is_affine:
+            params[name] = AffineArray(
+                **{leaf: jnp.asarray(leaves.pop(f"{name}/{leaf}")) for leaf in manifests.AFFINE_LEAVES}
+            )
+            affine.validate(params[name])
+            continue
+        params[name] = _ready(
+            AnyPrecArray(
+                bitplanes=_stacked_planes(leaves, parts, max(wanted)),
+                codebooks={w: _joined([leaves.pop(f"{part}/codebooks/{w}") for part in parts], -2) for w in wanted},
+                seed_precision=min(wanted),
+                parent_precision=max(wanted),
+                k=matrix.k,
+            )
         )
+        if f"{parts[0]}_bias" in leaves and len(parts) > 1:
+            params[f"{name}_bias"] = jnp.asarray(
+                np.concatenate([leaves.pop(f"{part}_bias") for part in parts], axis=-1), dtype
+            )
     params |= {name: jnp.asarray(leaf, dtype) for name, leaf in leaves.items()}
     return _nest(params)
+
+
+def _groups(manifest: Manifest) -> dict[str, tuple[str, ...]]:
+    """Every matrix in memory, and the ones in the artefact that it is made of, in order."""
+    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in manifest.matrices}
+    for whole, parts in PARTS.items():
+        paths = tuple(f"{LAYERS}{part}" for part in parts)
+        if all(path in manifest.matrices for path in paths):
+            groups = {name: group for name, group in groups.items() if name not in paths}
+            groups[f"{LAYERS}{whole}"] = paths
+    return groups
+
+
+def _stacked_planes(leaves: dict[str, np.ndarray], parts: Sequence[str], planes: int) -> jax.Array:
+    """The planes of all parts, row below row, in one buffer that JAX takes over without a copy."""
+    shapes = [leaves[f"{part}/bitplanes/0"].shape for part in parts]
+    *lead, _, words = shapes[0]
+    stops = np.cumsum([shape[-2] for shape in shapes]).tolist()
+    stack = aligned_empty((*lead, planes, stops[-1], words), np.dtype(np.uint32))
+    for part, start, stop in zip(parts, [0, *stops], stops, strict=False):
+        for plane in range(planes):
+            stack[..., plane, start:stop, :] = leaves.pop(f"{part}/bitplanes/{plane}")
+    return jax.device_put(stack)
+
+
+def _joined(parts: Sequence[np.ndarray], axis: int) -> jax.Array:
+    return jnp.asarray(np.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0])
+
+
+def _ready(stack: AnyPrecArray) -> AnyPrecArray:
+    """The last step of a load, on one stack after the other: the place for a layout that a kernel likes better."""
+    return stack
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,12 @@ their number). `n` and `k` are outputs and inputs of a linear, L is `num_layers`
 
     embedding [vocab, hidden]   final_norm [hidden]   head [vocab, hidden], absent when it is the embedding
     layers:  input_norm, post_attention_norm [L, hidden]
-             q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj [L, n, k], and q_proj_bias [L, n] etc. where there are
+             q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj [L, n, k], and q_proj_bias [L, n] etc. where there are;
+             qkv_proj in place of the first three, gate_up_proj in place of those two, where they are fused (`fusion`)
 
-Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names. Hidden states have the
-dtype of the embedding; norms, rotations, softmax and logits are computed in float32.
+Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names. Embedding and head are
+arrays or `AffineArray`s. Hidden states have the dtype of the embedding, float32 if it is affine; norms, rotations, softmax and logits
+are computed in float32.
 """
 
 import functools
@@ -21,13 +23,16 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from anyprec_jax.affine import AffineArray, dequantize_rows
 from anyprec_jax.array import AnyPrecArray, check_precision
 from anyprec_jax.models.attention import Attention, causal_attention, dot_product_attention
 from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.fusion import LINEARS as LINEARS
+from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.rope import rotate, rotation
-from anyprec_jax.ops import matmul
+from anyprec_jax.ops import matmul, matmul_affine
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_MIN_PREFIX = 128  # positions of the cache: fewer are read as fast
 
 Params: TypeAlias = Mapping[str, Any]
 
@@ -40,17 +45,26 @@ class StackedMatrix(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """Keys (rotated) and values of the tokens so far; position p of row b is meaningful for `p < lengths[b]`."""
+    """Keys (rotated) and values of the tokens so far; position p of row b is meaningful for `p < lengths[b]`.
 
-    keys: Float[Array, "layers batch length kv_heads head_dim"]
-    values: Float[Array, "layers batch length kv_heads head_dim"]
+    Each lies as its product in attention wants it, a head's positions together and keys with their positions last: on CPU, a decode
+    step that has to transpose them spends several times as long on attention.
+    """
+
+    keys: Float[Array, "layers batch kv_heads head_dim length"]
+    values: Float[Array, "layers batch kv_heads length head_dim"]
     lengths: Int32[Array, " batch"]
 
 
 def init_cache(config: ModelConfig, *, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> KVCache:
     """An empty cache with room for `length` tokens in each of `batch` rows."""
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+    keys, values = _cache_shapes(config, batch=batch, length=length)
+    return KVCache(jnp.zeros(keys, dtype), jnp.zeros(values, dtype), jnp.zeros(batch, jnp.int32))
+
+
+def _cache_shapes(config: ModelConfig, *, batch: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    lead = (config.num_layers, batch, config.num_kv_heads)
+    return (*lead, config.head_dim, length), (*lead, length, config.head_dim)
 
 
 def forward(
@@ -116,8 +130,16 @@ def hidden_states(
 
 
 def embed(params: Params, tokens: Int[Array, "*batch"], config: ModelConfig) -> Float[Array, "*batch hidden"]:
-    """The embeddings of tokens."""
-    return jnp.asarray(params["embedding"])[jnp.clip(tokens, 0, config.vocab_size - 1)]
+    """The embeddings of tokens: no other rows are read."""
+    known = jnp.clip(tokens, 0, config.vocab_size - 1)
+    embedding = params["embedding"]
+    return dequantize_rows(embedding, known) if isinstance(embedding, AffineArray) else jnp.asarray(embedding)[known]
+
+
+def hidden_dtype(params: Params) -> jnp.dtype:
+    """That of the hidden states."""
+    embedding = params["embedding"]
+    return jnp.dtype(jnp.float32) if isinstance(embedding, AffineArray) else jnp.dtype(embedding.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -126,8 +148,10 @@ def unembed(
 ) -> Float32[Array, "*batch vocab"]:
     """Logits of hidden states: the final norm and the output head."""
     normed = rms_norm(hidden, params["final_norm"], config.rms_norm_eps)
-    head = jnp.asarray(params["embedding" if config.tie_embeddings else "head"]).astype(normed.dtype)
-    return _matmul(normed, head)
+    head = params["embedding" if config.tie_embeddings else "head"]
+    if isinstance(head, AffineArray):
+        return matmul_affine(normed, head)
+    return _matmul(normed, jnp.asarray(head).astype(normed.dtype))
 
 
 def layer_forward(
@@ -215,7 +239,7 @@ def _continued_sequences(
     attention: Attention,
 ) -> tuple[Array, KVCache]:
     batch, seq = tokens.shape
-    room = cache.keys.shape[2]
+    room = cache.values.shape[3]
     offsets = jnp.arange(seq, dtype=jnp.int32)[None, :]
     positions = cache.lengths[:, None] + offsets
     # Padding is written nowhere: the scatter below drops what is outside the cache.
@@ -232,9 +256,9 @@ def _continued_sequences(
         hidden, keys, values = carry
         index, layer = indexed[0], _join(stacks, *indexed)
         query, key, value = _attention_inputs(layer, hidden, angles, config, precision)
-        keys = keys.at[index, rows, slots].set(key.astype(keys.dtype), mode="drop", unique_indices=True)
-        values = values.at[index, rows, slots].set(value.astype(values.dtype), mode="drop", unique_indices=True)
-        attended = jax.vmap(attention)(query, keys[index].astype(query.dtype), values[index].astype(query.dtype), mask)
+        keys = keys.at[index, rows, :, :, slots].set(key.astype(keys.dtype), mode="drop", unique_indices=True)
+        values = values.at[index, rows, :, slots].set(value.astype(values.dtype), mode="drop", unique_indices=True)
+        attended = _cached_attention(query, keys, values, index, mask, attention)
         return (_layer_output(layer, hidden, attended, config, precision), keys, values), None
 
     start = (embed(params, tokens, config), cache.keys, cache.values)
@@ -242,6 +266,35 @@ def _continued_sequences(
     fits = cache.lengths + lengths <= room
     hidden = _nan_unless(fits[:, None] & _are_known(tokens, lengths, config), hidden)
     return hidden, KVCache(keys, values, cache.lengths + lengths)
+
+
+def _cached_attention(
+    query: Array, keys: Array, values: Array, index: Array, mask: Array, attention: Attention
+) -> Array:
+    """`attention` of new positions [batch, seq, heads, head_dim] to what one layer's cache holds, themselves included.
+
+    One position at a time, only as much of the cache is read as is filled, up to the next power of two. That costs a compiled
+    branch for every power: longer pieces read all of it.
+    """
+    room = mask.shape[2]
+
+    def attend(size: int) -> Array:
+        def prefix(cache: Array, axis: int) -> Array:
+            """[batch, size, kv_heads, head_dim], as `attention` takes it, of a cache with positions along `axis`."""
+            layer = jax.lax.dynamic_index_in_dim(cache, index, keepdims=False)
+            layer = jax.lax.slice_in_dim(layer, 0, size, axis=axis)
+            return jnp.moveaxis(layer, axis, 1).astype(query.dtype)
+
+        return jax.vmap(attention)(query, prefix(keys, 3), prefix(values, 2), mask[:, :, :size])
+
+    sizes = [room]
+    while query.shape[1] == 1 and sizes[0] > _MIN_PREFIX:
+        sizes.insert(0, -(-sizes[0] // 2))
+    if len(sizes) == 1:
+        return attend(room)
+    filled = jnp.max(jnp.sum(mask, axis=-1))
+    branch = jnp.searchsorted(jnp.asarray(sizes[:-1]), filled)
+    return jax.lax.switch(branch, [functools.partial(attend, size) for size in sizes])
 
 
 def _are_known(tokens: Array, lengths: Array, config: ModelConfig) -> Array:
@@ -272,20 +325,26 @@ def _attention_inputs(
     """Query (rotated and scaled), key (rotated) and value of every position: [batch, seq, heads, head_dim] each."""
     normed = rms_norm(hidden, layer["input_norm"], config.rms_norm_eps)
 
-    def heads(name: str) -> Array:
-        return _project(layer, name, normed, precision).reshape(*hidden.shape[:2], -1, config.head_dim)
-
-    query = rotate(heads("q_proj"), *angles) * config.head_dim**-0.5
-    key = rotate(heads("k_proj"), *angles)
-    return query.astype(hidden.dtype), key.astype(hidden.dtype), heads("v_proj")
+    if "qkv_proj" in layer:
+        sizes = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim)
+        fused = _project(layer, "qkv_proj", normed, precision)
+        projected = jnp.split(fused, (sizes[0], sum(sizes)), axis=-1)
+    else:
+        projected = [_project(layer, name, normed, precision) for name in ("q_proj", "k_proj", "v_proj")]
+    query, key, value = (x.reshape(*hidden.shape[:2], -1, config.head_dim) for x in projected)
+    query = rotate(query, *angles) * config.head_dim**-0.5
+    return query.astype(hidden.dtype), rotate(key, *angles).astype(hidden.dtype), value
 
 
 def _layer_output(layer: Params, hidden: Array, attended: Array, config: ModelConfig, precision: int | None) -> Array:
     """The rest of a layer after attention: the output projection and the gated MLP, each added to its input."""
     hidden = hidden + _project(layer, "o_proj", attended.reshape(*hidden.shape[:2], -1), precision)
     normed = rms_norm(hidden, layer["post_attention_norm"], config.rms_norm_eps)
-    gate = jax.nn.silu(_project(layer, "gate_proj", normed, precision))
-    return hidden + _project(layer, "down_proj", gate * _project(layer, "up_proj", normed, precision), precision)
+    if "gate_up_proj" in layer:
+        gate, up = jnp.split(_project(layer, "gate_up_proj", normed, precision), 2, axis=-1)
+    else:
+        gate, up = (_project(layer, name, normed, precision) for name in ("gate_proj", "up_proj"))
+    return hidden + _project(layer, "down_proj", jax.nn.silu(gate) * up, precision)
 
 
 def _project(layer: Params, name: str, x: Array, precision: int | None) -> Array:
@@ -294,7 +353,7 @@ def _project(layer: Params, name: str, x: Array, precision: int | None) -> Array
 
 
 def _check_precision(params: Params, precision: int | None) -> None:
-    matrices = [(name, w) for name in LINEARS if isinstance(w := params["layers"][name], AnyPrecArray)]
+    matrices = [(name, w) for name, w in linears(params["layers"]).items() if isinstance(w, AnyPrecArray)]
     if precision is None and matrices:
         precisions = matrices[0][1].precisions
         raise ValueError(f"the model is quantized: give a precision from {precisions[0]} to {precisions[-1]}")
@@ -316,9 +375,9 @@ def _check_shapes(
     if lengths is not None and lengths.shape != (batch,):
         raise ValueError(f"lengths must be [{batch}], one per row of tokens, got {lengths.shape}")
     if cache is not None:
-        wanted = (config.num_layers, batch, cache.keys.shape[2], config.num_kv_heads, config.head_dim)
-        for name, shape in (("keys", cache.keys.shape), ("values", cache.values.shape)):
-            if shape != wanted:
+        shapes = _cache_shapes(config, batch=batch, length=cache.values.shape[3])
+        for name, leaf, wanted in zip(("keys", "values"), cache, shapes, strict=False):
+            if (shape := leaf.shape) != wanted:
                 raise ValueError(f"cache {name} for these tokens and this model must be {wanted}, got {shape}")
         if cache.lengths.shape != (batch,):
             raise ValueError(f"cache lengths must be [{batch}], one per row of tokens, got {cache.lengths.shape}")

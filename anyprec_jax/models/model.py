@@ -5,10 +5,14 @@ from typing import Any
 
 import jax
 
+from anyprec_jax.affine import AffineArray, dequantize_affine, quantize_affine
 from anyprec_jax.array import AnyPrecArray, check_precision
 from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.fusion import unfused
 from anyprec_jax.ops import dequantize
 from anyprec_jax.tokenizer import Tokenizer
+
+HEADS = ("embedding", "head")  # what can be affine
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,17 +30,35 @@ class Model:
     tokenizer: Tokenizer | None = None
 
 
+def with_affine_head(model: Model) -> Model:
+    """The model with its embedding, and its output head where that is another matrix, in 8 bits. Idempotent.
+
+    Raises:
+      ValueError: a weight that is NaN or infinite.
+    """
+    params = dict(model.params)
+    for name in HEADS:
+        if name in params and not isinstance(params[name], AffineArray):
+            try:
+                params[name] = quantize_affine(params[name])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    return dataclasses.replace(model, params=params)
+
+
 def dequantized(model: Model, *, precision: int) -> Model:
-    """The model that `precision` bits stand for, its linears plain float32 arrays.
+    """The model that `precision` bits stand for: its linears, embedding and head plain float32 arrays.
 
     Raises:
       ValueError: the model is not quantized, or not readable at `precision`.
     """
-    layers = dict(model.params["layers"])
+    layers = unfused(model.params["layers"])
     stacks = {name: leaf for name, leaf in layers.items() if isinstance(leaf, AnyPrecArray)}
     if not stacks:
         raise ValueError("the model is not quantized: there is nothing to dequantize")
     for name, stack in stacks.items():
         check_precision(stack, precision)
         layers[name] = jax.lax.map(lambda matrix: dequantize(matrix, precision=precision), stack)
-    return dataclasses.replace(model, params=model.params | {"layers": layers})
+    params = model.params | {"layers": layers}
+    params |= {name: dequantize_affine(leaf) for name, leaf in params.items() if isinstance(leaf, AffineArray)}
+    return dataclasses.replace(model, params=params)

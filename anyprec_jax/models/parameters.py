@@ -29,18 +29,19 @@ def assemble(config: ModelConfig, read: Callable[[str, int | None], np.ndarray],
     params: dict[str, Any] = {"layers": {}}
     for parameter, shape in parameter_shapes(config).items():
         if parameter.startswith(LAYERS):
-            stack = _aligned_empty(shape, np.dtype(dtype))
+            stack = aligned_empty(shape, np.dtype(dtype))
             for layer in range(config.num_layers):
                 stack[layer] = read(parameter, layer)
             params["layers"][parameter.removeprefix(LAYERS)] = jax.device_put(stack)
         else:
-            leaf = _aligned_empty(shape, np.dtype(dtype))
+            leaf = aligned_empty(shape, np.dtype(dtype))
             leaf[...] = read(parameter, None)
             params[parameter] = jax.device_put(leaf)
     return params
 
 
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that `jax.device_put` takes over instead of copying it: leave it alone afterwards."""
     nbytes = math.prod(shape) * dtype.itemsize
     buffer = np.empty(nbytes + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT

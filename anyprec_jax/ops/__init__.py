@@ -1,6 +1,7 @@
-"""The any-precision matrix product: one operation, one oracle (`reference`), several implementations."""
+"""The matrix products, any-precision and affine: one operation, one oracle (`reference`), several implementations."""
 
+from anyprec_jax.ops.affine import matmul_affine
 from anyprec_jax.ops.dispatch import Implementation, matmul, matmul_mixed
 from anyprec_jax.ops.reference import codes, dequantize
 
-__all__ = ["Implementation", "codes", "dequantize", "matmul", "matmul_mixed"]
+__all__ = ["Implementation", "codes", "dequantize", "matmul", "matmul_affine", "matmul_mixed"]

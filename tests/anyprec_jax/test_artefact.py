@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from anyprec_jax.affine import dequantize_affine
 from anyprec_jax.array import AnyPrecArray, validate
 from anyprec_jax.checkpoint import load, manifest, save
 from anyprec_jax.checkpoint.orbax import narrowest_lossless
@@ -17,6 +19,8 @@ from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.inspection import inspect
 from anyprec_jax.model_quantization import quantize_model
 from anyprec_jax.models.decoder import LINEARS, forward
+from anyprec_jax.models.fusion import unfused
+from anyprec_jax.models.model import dequantized, with_affine_head
 from tests.anyprec_jax.tiny import save_tiny_model, tiny_config
 
 CONFIG = QuantizeConfig(seed_precision=2, parent_precision=5)
@@ -46,13 +50,13 @@ def test_a_round_trip_is_lossless(artefact: Path, tmp_path: Path) -> None:
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     for name in LINEARS:
-        validate(copy.params["layers"][name])
+        validate(unfused(copy.params["layers"])[name])
 
 
 @pytest.mark.parametrize("precisions", [(2,), (3,), (2, 3), (2, 4), (3, 5), (2, 3, 4, 5)])
 def test_a_part_computes_what_the_whole_does(artefact: Path, precisions: tuple[int, ...]) -> None:
     whole, part = load(artefact), load(artefact, precisions=precisions)
-    matrix = part.params["layers"]["q_proj"]
+    matrix = part.params["layers"]["qkv_proj"]
     assert matrix.parent_precision == max(precisions)
     assert sorted(matrix.codebooks) == sorted(precisions)
     for w in precisions:
@@ -154,6 +158,33 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         edit_manifest(lambda d: d["matrices"]["layers/q_proj"]["codebooks"].update({"2": "deltas"})),
         "kind 'deltas'",
     ),
+    "an affine linear": (
+        edit_manifest(
+            lambda d: d["matrices"]["layers/o_proj"].update(
+                seed_precision=8, parent_precision=8, codebooks={"8": "affine"}
+            )
+        ),
+        "layers/o_proj has codebooks",
+    ),
+    "an affine codebook among others": (
+        edit_manifest(lambda d: d["matrices"]["layers/o_proj"]["codebooks"].update({"2": "affine"})),
+        "an affine one is alone",
+    ),
+    "a huge embedding": (
+        edit_manifest(
+            lambda d: d["arrays"]["embedding/codes"].update(shape=[1 << 40, 48], nbytes=48 << 40)  # checked, not made
+        ),
+        "config.json calls for",
+    ),
+    "scales missing": (edit_manifest(lambda d: d["arrays"].pop("embedding/scale")), "lacks embedding/scale"),
+    "codes of another type": (
+        edit_manifest(
+            lambda d: d["arrays"]["embedding/codes"].update(
+                dtype="float32", nbytes=4 * d["arrays"]["embedding/codes"]["nbytes"]
+            )
+        ),
+        "embedding/codes is float32, not uint8",
+    ),
     "nonsense precisions": (
         edit_manifest(lambda d: d["matrices"]["layers/q_proj"].update(parent_precision=99)),
         "damaged",
@@ -234,10 +265,10 @@ def test_narrowest_lossless(values: list[float], dtype: type) -> None:
 
 def test_a_matrix_that_breaks_its_invariants_is_not_saved(artefact: Path, tmp_path: Path) -> None:
     model = load(artefact)
-    stack: AnyPrecArray = model.params["layers"]["q_proj"]
+    stack: AnyPrecArray = model.params["layers"]["o_proj"]
     books = stack.codebooks | {5: -stack.codebooks[5]}
     broken = AnyPrecArray(stack.bitplanes, books, stack.seed_precision, stack.parent_precision, stack.k)
-    params = model.params | {"layers": model.params["layers"] | {"q_proj": broken}}
+    params = model.params | {"layers": model.params["layers"] | {"o_proj": broken}}
     with pytest.raises(ValueError, match="non-decreasing"):
         save(tmp_path / "broken", type(model)(config=model.config, params=params, tokenizer=None))
     assert list(tmp_path.iterdir()) == []
@@ -251,4 +282,41 @@ def test_saving_over_something_keeps_it(artefact: Path, tmp_path: Path) -> None:
 
 
 def test_unquantized_leaves_come_back_in_float32(artefact: Path) -> None:
-    assert load(artefact).params["embedding"].dtype == jnp.float32
+    assert load(artefact).params["final_norm"].dtype == jnp.float32
+
+
+def test_an_artefact_holds_the_seven_linears_and_memory_the_fused(artefact: Path) -> None:
+    matrices = manifest.read(artefact).matrices
+    assert {name for name in matrices if name.startswith("layers/")} == {f"layers/{name}" for name in LINEARS}
+    assert set(load(artefact).params["layers"]) == {
+        *("input_norm", "post_attention_norm", "o_proj", "o_proj_bias", "down_proj"),
+        *("qkv_proj", "qkv_proj_bias", "gate_up_proj"),
+    }
+
+
+def test_embedding_and_head_are_affine(artefact: Path) -> None:
+    found = manifest.read(artefact)
+    assert {name for name, entry in found.matrices.items() if entry.is_affine} == {"embedding", "head"}
+    assert found.matrices["embedding"].codebooks == {"8": "affine"}
+    assert found.arrays["embedding/codes"].dtype == "uint8"
+    assert found.precisions == (2, 3, 4, 5)
+
+
+def test_an_artefact_without_an_affine_head_still_loads(artefact: Path, tmp_path: Path) -> None:
+    """What versions before affine rows wrote: no kind but float16, embedding and head plain arrays."""
+    model = load(artefact)
+    plain = dict(model.params) | {name: dequantize_affine(model.params[name]) for name in ("embedding", "head")}
+    save(tmp_path / "old", dataclasses.replace(model, params=plain))
+    assert not any(entry.is_affine for entry in manifest.read(tmp_path / "old").matrices.values())
+    old = load(tmp_path / "old")
+    np.testing.assert_array_equal(old.params["embedding"], plain["embedding"])
+    assert inspect(tmp_path / "old")["affine"] == {}
+    a, b = (forward(m.params, TOKENS, m.config, precision=4) for m in (model, old))
+    np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(jnp.asarray(b)).max()))
+
+
+def test_an_affine_head_alone_is_not_saved(artefact: Path, tmp_path: Path) -> None:
+    model = with_affine_head(dequantized(load(artefact), precision=5))
+    with pytest.raises(ValueError, match="quantize it first"):
+        save(tmp_path / "head", model)
+    assert list(tmp_path.iterdir()) == []

@@ -48,11 +48,16 @@ def test_inspect(folder: Path) -> None:
     assert shown.exit_code == 0
     assert "q_proj" in shown.stdout and "resident" in shown.stdout
     assert max(len(line) for line in shown.stdout.splitlines()) <= 100
+    assert [line.split() for line in shown.stdout.splitlines() if line.startswith("embedding ")] == [
+        ["embedding", "260", "48", *["9.33"] * 5]  # 8 bits a code, and 64 for the scale and offset of a row of 48
+    ]
 
     report = json.loads(anyprec("inspect", folder / "artefact", "--json").stdout)
     assert report["precisions"] == [3, 4, 5, 6]
     assert set(report["matrices"]["layers/q_proj"]["bits_per_weight"]["read"]) == {"3", "4", "5", "6"}
     assert all(len(array["sha256"]) == 64 for array in report["arrays"].values())
+    assert report["affine"]["embedding"]["bytes"] == report["bytes"]["affine"] == 260 * (48 + 8)
+    assert report["affine_weights"] == 260 * 48
 
 
 def test_evaluate(folder: Path) -> None:
@@ -155,6 +160,7 @@ MISTAKES = {
         "binary.txt is not UTF-8",
     ),
     "too little text": (("quantize", "{tiny}", "{out}", "--calibration", "{text}"), "need 51,200"),
+    "head of 4 bits": (("quantize", "{tiny}", "{out}", "--uniform", "--head-precision", "4"), "--head-precision"),
     "out taken": (("quantize", "{tiny}", "{in}/taken", "--uniform"), "taken already exists"),
     "out is a file": (("quantize", "{tiny}", "{in}/prose.txt", "--uniform"), "prose.txt already exists"),
     "out below a file": (("quantize", "{tiny}", "{in}/prose.txt/out", "--uniform"), "Not a directory"),

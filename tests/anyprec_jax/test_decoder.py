@@ -176,9 +176,9 @@ class TestCache:
         empty = init_cache(config, batch=1, length=6)
         marked = empty._replace(keys=empty.keys + 7.0, values=empty.values - 7.0)
         _, cache = continued(params, random_tokens(1, 4), config, marked, lengths=jnp.asarray([2]))
-        assert (np.asarray(cache.keys[:, :, 2:]) == 7.0).all()
-        assert (np.asarray(cache.values[:, :, 2:]) == -7.0).all()
-        assert not (np.asarray(cache.keys[:, :, :2]) == 7.0).any()
+        assert (np.asarray(cache.keys[..., 2:]) == 7.0).all()
+        assert (np.asarray(cache.values[:, :, :, 2:]) == -7.0).all()
+        assert not (np.asarray(cache.keys[..., :2]) == 7.0).any()
 
     def test_padding_and_stale_entries_do_not_matter(self) -> None:
         config, params, weights, document = model()
@@ -215,6 +215,21 @@ class TestCache:
         bytes_of_cache = cache.keys.nbytes + cache.values.nbytes
         assert memory.alias_size_in_bytes >= bytes_of_cache
         assert memory.temp_size_in_bytes < bytes_of_cache  # a copy of one layer, not of all
+
+    def test_a_prefix_of_the_cache_is_enough(self) -> None:
+        """Single steps across the sizes that are read, 150 and 300 of 600 positions; the rows are not equally long."""
+        config, params, _, _ = model()
+        tokens = random_tokens(2, 304)
+        whole = plain(params, tokens, config)
+        cache = init_cache(config, batch=2, length=600)
+        for start, steps in ((147, 6), (297, 6)):
+            done = int(cache.lengths[0])
+            _, cache = continued(params, tokens[:, done:start], config, cache)
+            shorter = cache._replace(lengths=cache.lengths - jnp.asarray([0, 40], jnp.int32))
+            for position in range(start, start + steps):
+                step = jnp.stack([jnp.asarray(tokens[0, position]), jnp.asarray(tokens[1, position - 40])])[:, None]
+                logits, shorter = continued(params, step, config, shorter)
+                assert_close(logits[:, 0], jnp.stack([whole[0, position], whole[1, position - 40]]))
 
     def test_half_precision_cache(self) -> None:
         config, params, weights, document = model()

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from anyprec_jax import generation
-from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.generation import TextStream, generate, highest_precision, prefill_steps, readable_precisions, stream
-from anyprec_jax.models.decoder import LINEARS, forward, init_cache
+from anyprec_jax.models.decoder import forward
 from anyprec_jax.models.model import Model
-from anyprec_jax.sampling import Sampling, checked_sampling, filter_logits
+from anyprec_jax.sampling import checked_sampling, filter_logits
 from tests.anyprec_jax.small_tokenizers import CHAT_TEMPLATE
-from tests.anyprec_jax.tiny import tiny_model
+from tests.anyprec_jax.tiny import quantized_tiny_model, tiny_model
 
 PROMPT = [5, 17, 200, 3, 42]
 
@@ -27,25 +26,7 @@ def plain() -> Model:
 
 @functools.cache
 def quantized() -> Model:
-    """The same shapes with random codes and codebooks, readable at 2 to 4 bits."""
-    model, rng = tiny_model(), np.random.default_rng(0)
-    layers = dict(model.params["layers"])
-    for name in LINEARS:
-        num_layers, n, k = layers[name].shape
-        words = -(-k // 32)
-        planes = rng.integers(0, 2**32, (num_layers, 4, n, words), np.uint32)
-        planes[..., -1] &= np.uint32(2 ** (k % 32 or 32) - 1)
-        layers[name] = AnyPrecArray(
-            bitplanes=jnp.asarray(planes),
-            codebooks={
-                w: jnp.asarray(np.sort(rng.normal(scale=0.15, size=(num_layers, n, 2**w)), axis=-1), jnp.float16)
-                for w in (2, 3, 4)
-            },
-            seed_precision=2,
-            parent_precision=4,
-            k=k,
-        )
-    return dataclasses.replace(model, params=model.params | {"layers": layers})
+    return quantized_tiny_model()
 
 
 WHOLE = 128
@@ -291,15 +272,8 @@ class TestCompilation:
         others = {"max_new_tokens": 50, "temperature": 0.7, "top_k": 9, "top_p": 0.5, "min_p": 0.3, "seed": 3}
         with jax.log_compiles(), caplog.at_level("DEBUG"):
             generate(plain(), [1] * 14, **SAMPLED | others)
-        assert "Compiling jit(_step)" not in caplog.text
-
-    def test_the_cache_is_updated_in_place(self) -> None:
-        cache = init_cache(plain().config, batch=1, length=64)
-        tokens, lengths = jnp.ones((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
-        static: dict[str, Any] = {"config": plain().config, "precision": None}
-        generation._step(plain().params, tokens, lengths, cache, key=jax.random.key(0), sampling=Sampling(), **static)
-        assert cache.keys.is_deleted()
-        assert cache.values.is_deleted()
+        assert "Compiling jit(prefill)" not in caplog.text
+        assert "Compiling jit(decode)" not in caplog.text
 
     def test_timings(self) -> None:
         result = generate(plain(), PROMPT, precision=None, max_new_tokens=10)

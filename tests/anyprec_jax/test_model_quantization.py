@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from anyprec_jax import model_quantization, quantization
+from anyprec_jax.affine import dequantize_affine, quantize_affine
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.calibration import calibration_windows
 from anyprec_jax.checkpoint import load, manifest, save
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.model_quantization import Calibration, quantize_model
-from anyprec_jax.models.decoder import LINEARS
+from anyprec_jax.models.fusion import LINEARS, unfused
 from anyprec_jax.models.model import Model
 from anyprec_jax.ops import dequantize
 from anyprec_jax.quantization import quantize
@@ -60,18 +61,21 @@ def test_each_matrix_is_what_quantizing_it_alone_gives(source: Path, calibration
     for window in calibration_windows(tokens, num_sequences=4, sequence_length=24, seed=5):
         accumulate(jnp.asarray(window), scores)
 
+    linears = unfused(quantized.params["layers"])
     for name in LINEARS:
-        stack = quantized.params["layers"][name]
+        stack = linears[name]
         for layer in range(model.config.num_layers):
             alone = quantize(np.asarray(model.params["layers"][name][layer]), scores[name][layer], CONFIG)
             np.testing.assert_array_equal(stack.bitplanes[layer], alone.bitplanes)
             for w in CONFIG.precisions:
                 np.testing.assert_array_equal(stack.codebooks[w][layer], alone.codebooks[w])
-    np.testing.assert_array_equal(quantized.params["embedding"], model.params["embedding"])
+    head = quantize_affine(model.params["embedding"])
+    for leaf in ("codes", "scale", "offset"):
+        np.testing.assert_array_equal(getattr(quantized.params["embedding"], leaf), getattr(head, leaf))
 
 
 def test_more_bits_are_closer(source: Path, finished: Path) -> None:
-    weights, quantized = load(source).params["layers"], load(finished).params["layers"]
+    weights, quantized = load(source).params["layers"], unfused(load(finished).params["layers"])
     for name in LINEARS:
         layer = AnyPrecArray(
             quantized[name].bitplanes[0],
@@ -318,7 +322,7 @@ def test_an_artefact_cannot_be_quantized_again(finished: Path, tmp_path: Path) -
 
 def test_the_manifest_tells_how_it_was_made(finished: Path) -> None:
     provenance = json.loads((finished / "manifest.json").read_text())["provenance"]
-    assert provenance["quantization"] == {"seed_precision": 2, "parent_precision": 5}
+    assert provenance["quantization"] == {"seed_precision": 2, "parent_precision": 5, "head_precision": 8}
     assert provenance["calibration"]["num_sequences"] == 4
     assert provenance["calibration"]["seed"] == 5
     assert provenance["source"]["name"] == "tiny"
@@ -326,3 +330,38 @@ def test_the_manifest_tells_how_it_was_made(finished: Path) -> None:
 
 def test_the_matrix_quantizer_is_the_public_one() -> None:
     assert model_quantization.quantize is quantization.quantize
+
+
+class TestHeadPrecision:
+    def test_none_leaves_the_embedding_as_it_is(self, source: Path, tmp_path: Path) -> None:
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=None, head_precision=None)
+        np.testing.assert_array_equal(load(tmp_path / "out").params["embedding"], load(source).params["embedding"])
+
+    def test_is_part_of_what_a_run_makes(self, source: Path, tmp_path: Path) -> None:
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
+        with pytest.raises(FileExistsError, match="other settings"):
+            quantize_model(source, tmp_path / "out", CONFIG, calibration=None, head_precision=None)
+
+    def test_an_untied_head_is_affine_too(self, tmp_path: Path) -> None:
+        source = save_tiny_model(tmp_path / "untied", tie_embeddings=False)
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
+        weights, params = load(source).params, load(tmp_path / "out").params
+        for name in ("embedding", "head"):
+            scale = np.asarray(params[name].scale)[:, None]
+            assert np.all(np.abs(np.asarray(dequantize_affine(params[name])) - weights[name]) <= 0.5001 * scale)
+        assert not np.array_equal(params["embedding"].codes, params["head"].codes)
+
+    @pytest.mark.parametrize("precision", [4, 16, 0])
+    def test_others_are_refused(self, source: Path, tmp_path: Path, precision: int) -> None:
+        with pytest.raises(ValueError, match=f"head_precision must be 8 or None, got {precision}"):
+            quantize_model(source, tmp_path / "out", CONFIG, calibration=None, head_precision=precision)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_nan_in_the_embedding_is_named(self, tmp_path: Path) -> None:
+        model = tiny_model()
+        embedding = np.array(model.params["embedding"])
+        embedding[7, 5] = np.nan
+        save(tmp_path / "nan", Model(model.config, model.params | {"embedding": jnp.asarray(embedding)}))
+        with pytest.raises(ValueError, match="embedding is nan at row 7, column 5"):
+            quantize_model(tmp_path / "nan", tmp_path / "out", CONFIG, calibration=None)
+        quantize_model(tmp_path / "nan", tmp_path / "out", CONFIG, calibration=None, head_precision=None)

@@ -1,5 +1,6 @@
 """A random model small enough to quantize in a second, and a tokenizer of single bytes."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.checkpoint import save
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import parameter_shapes
+from anyprec_jax.models.fusion import LINEARS
 from anyprec_jax.models.model import Model
 from anyprec_jax.tokenizer import Tokenizer
 
@@ -53,6 +56,25 @@ def tiny_model(seed: int = 0, **changes: Any) -> Model:
         *_, name = path.split("/")
         (params["layers"] if path.startswith("layers/") else params)[name] = values
     return Model(config=config, params=params, tokenizer=byte_tokenizer())
+
+
+def quantized_tiny_model(seed: int = 0, **changes: Any) -> Model:
+    """The same with random codes and codebooks in its linears, readable at 2 to 4 bits."""
+    model, rng = tiny_model(seed, **changes), np.random.default_rng(seed)
+    layers = dict(model.params["layers"])
+    for name in LINEARS:
+        num_layers, n, k = layers[name].shape
+        planes = rng.integers(0, 2**32, (num_layers, 4, n, -(-k // 32)), np.uint32)
+        planes[..., -1] &= np.uint32(2 ** (k % 32 or 32) - 1)
+        books = {w: np.sort(rng.normal(scale=0.15, size=(num_layers, n, 2**w)), axis=-1) for w in (2, 3, 4)}
+        layers[name] = AnyPrecArray(
+            bitplanes=jnp.asarray(planes),
+            codebooks={w: jnp.asarray(book, jnp.float16) for w, book in books.items()},
+            seed_precision=2,
+            parent_precision=4,
+            k=k,
+        )
+    return dataclasses.replace(model, params=model.params | {"layers": layers})
 
 
 def save_tiny_model(path: Path, seed: int = 0, **changes: Any) -> Path:
