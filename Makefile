@@ -14,7 +14,7 @@ INSTALLED := pyproject.toml constraints.txt $(NATIVE)
 pip_install = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable
 quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Success\|ERROR\|error\)/p'
 
-.PHONY: help demo test test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-peers parity clean
+.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-peers parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -27,6 +27,11 @@ demo: $(VENV)/demo.installed .cache/data/.complete  ## quantize a real language 
 
 test: $(VENV)/test.installed  ## the test suite
 	$(BIN)/python -m pytest --durations=20
+
+test-native: $(VENV)/bench.installed  ## the C++ kernels alone, under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DANYPREC_SANITIZE=ON > /dev/null
+	$(BIN)/cmake --build build/sanitize --target product_test
+	build/sanitize/product_test
 
 test-all: $(VENV)/test.installed  ## the test suite with the slow tests
 	$(BIN)/python -m pytest --durations=20 -m "not gpu"

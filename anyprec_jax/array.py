@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import typing
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -60,23 +61,53 @@ class AnyPrecArray:
         return tuple(sorted(self.codebooks))
 
 
-@typing.runtime_checkable
-class Readable(typing.Protocol):
-    """Anything that can be read at several precisions, however it lies in memory."""
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("planes", "codebooks"),
+    meta_fields=("seed_precision", "parent_precision", "n", "k"),
+)
+@dataclasses.dataclass(frozen=True)
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation puts there
+class PreparedArray:
+    """An `AnyPrecArray`, or a stack of them, in the layout that the native CPU product reads fastest.
+
+    The same bits in the same order, but for padding at the end of every plane: `natural` takes it away again. On Linux the planes lie in
+    huge pages (`layout`).
+    """
+
+    planes: jax.Array  # uint32 [parent, words], or [layers, parent, words] for a stack
+    codebooks: dict[int, jax.Array]  # w -> float16 [n, 2**w], or [layers, n, 2**w]
+    seed_precision: int
+    parent_precision: int
+    n: int
+    k: int
 
     @property
-    def precisions(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Of the weights it stands for: `(n, k)`, or `(layers, n, k)` for a stack."""
+        return (*self.planes.shape[:-2], self.n, self.k)
+
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """Every precision it can be read at, ascending."""
+        return tuple(sorted(self.codebooks))
 
 
-def check_precision(array: Readable, precision: int) -> None:
+Matrix: TypeAlias = AnyPrecArray | PreparedArray
+
+
+def check_precision(array: Matrix, precision: int) -> None:
     """Raises ValueError unless `array` can be read at `precision`."""
     if isinstance(precision, bool) or not isinstance(precision, int) or precision not in array.precisions:
         readable = ", ".join(map(str, array.precisions))
         raise ValueError(f"precision must be one of {readable}, the ones this array can be read at, got {precision!r}")
 
 
-def nbytes(array: AnyPrecArray, *, precision: int | None = None) -> int:
-    """Bytes resident (every plane and codebook), or the bytes read at `precision`: its planes and its one codebook."""
+def nbytes(array: Matrix, *, precision: int | None = None) -> int:
+    """Bytes resident (every plane and codebook), or the bytes read at `precision`: its planes and its one codebook.
+
+    The padding of a prepared matrix, which is never read, is not counted.
+    """
     words = math.prod(array.shape[:-1]) * num_words(array.k)
     if precision is None:
         planes, precisions = array.parent_precision, array.precisions
@@ -87,7 +118,7 @@ def nbytes(array: AnyPrecArray, *, precision: int | None = None) -> int:
     return planes * words * 4 + codebook_entries * 2
 
 
-def bits_per_weight(array: AnyPrecArray, *, precision: int | None = None) -> float:
+def bits_per_weight(array: Matrix, *, precision: int | None = None) -> float:
     """`nbytes` in bits, per weight: `parent * ceil(k/32) * 32/k + 16/k * sum_w 2**w` when resident.
 
     On narrow rows the codebooks weigh more than the planes: for 3..8 bits they are 14.0 of 22.0 bits at k = 576, and 2.0 of 10.0

@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, Shaped
 
-from anyprec_jax.array import AnyPrecArray, nbytes
+from anyprec_jax.array import Matrix, nbytes
 from anyprec_jax.generation import TokenIds, check_precision, readable_precisions
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.decoder import embed, layer_forward, unembed
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
-from anyprec_jax.ops import dequantize
+from anyprec_jax.ops import dequantize_layer
 
 Chunk: TypeAlias = tuple[np.ndarray, int]  # tokens int32 [seq], padded on the right, and how many of them are real
 
@@ -117,7 +117,7 @@ def read_bits_per_weight(params: dict[str, Any], *, precision: int | None) -> fl
     Embedding and head are not among them, whatever they are stored in.
     """
     weights = linears(params["layers"]).values()
-    read = sum(nbytes(w, precision=precision) if isinstance(w, AnyPrecArray) else w.nbytes for w in weights)
+    read = sum(nbytes(w, precision=precision) if isinstance(w, Matrix) else w.nbytes for w in weights)
     return 8 * read / sum(math.prod(w.shape) for w in weights)
 
 
@@ -213,10 +213,9 @@ def _plain_layer(layers: dict[str, Any], index: Int32[Array, ""], *, precision: 
     """One layer's parameters as plain float32 arrays, its matrices as `precision` bits have them."""
 
     def plain(stack: Any) -> Array:
-        layer = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stack)
-        if precision is not None and isinstance(layer, AnyPrecArray):
-            return dequantize(layer, precision=precision)
-        return layer.astype(jnp.float32)
+        if precision is not None and isinstance(stack, Matrix):
+            return dequantize_layer(stack, index, precision=precision)
+        return jax.lax.dynamic_index_in_dim(stack, index, keepdims=False).astype(jnp.float32)
 
     return {name: plain(stack) for name, stack in layers.items()}
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int32
 
 from anyprec_jax import decoding
-from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.array import Matrix
 from anyprec_jax.chat import Message
 from anyprec_jax.models.decoder import KVCache, hidden_dtype, init_cache
 from anyprec_jax.models.fusion import linears
@@ -54,7 +54,7 @@ class Generation(NamedTuple):
 
 def readable_precisions(model: Model) -> tuple[int, ...]:
     """The precisions that every matrix of a model can be read at, ascending; none for a model that is not quantized."""
-    matrices = [weight for weight in linears(model.params["layers"]).values() if isinstance(weight, AnyPrecArray)]
+    matrices = [weight for weight in linears(model.params["layers"]).values() if isinstance(weight, Matrix)]
     common = set.intersection(*(set(matrix.precisions) for matrix in matrices)) if matrices else set()
     return tuple(sorted(common))
 

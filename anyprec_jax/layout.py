@@ -3,16 +3,13 @@
 `AnyPrecArray` is the natural layout. `prepare` copies it once, at load, into the one that memory delivers fastest.
 """
 
-import dataclasses
-import functools
 import math
 import mmap
-import typing
 
 import jax
 import numpy as np
 
-from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.array import AnyPrecArray, Matrix, PreparedArray
 from anyprec_jax.bitplanes import num_words
 
 _HUGE_PAGE_BYTES = 2 << 20
@@ -20,38 +17,6 @@ _PAGE_BYTES = 4096
 # What a plane is longer than a multiple of a page: planes that are read side by side then begin in different sets of the caches and in
 # different banks of memory.
 _OFFSET_BYTES = 2112
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("planes", "codebooks"),
-    meta_fields=("seed_precision", "parent_precision", "n", "k"),
-)
-@dataclasses.dataclass(frozen=True)
-@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation puts there
-class PreparedArray:
-    """An `AnyPrecArray`, or a stack of them, in the layout that the native CPU product reads fastest.
-
-    The same bits in the same order, but for padding at the end of every plane: `natural` takes it away again. On Linux the planes lie in
-    huge pages.
-    """
-
-    planes: jax.Array  # uint32 [parent, words], or [layers, parent, words] for a stack
-    codebooks: dict[int, jax.Array]  # w -> float16 [n, 2**w], or [layers, n, 2**w]
-    seed_precision: int
-    parent_precision: int
-    n: int
-    k: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the weights it stands for: `(n, k)`, or `(layers, n, k)` for a stack."""
-        return (*self.planes.shape[:-2], self.n, self.k)
-
-    @property
-    def precisions(self) -> tuple[int, ...]:
-        """Every precision it can be read at, ascending."""
-        return tuple(sorted(self.codebooks))
 
 
 def prepare(array: AnyPrecArray) -> PreparedArray:
@@ -74,8 +39,10 @@ def prepare(array: AnyPrecArray) -> PreparedArray:
     )
 
 
-def natural(array: PreparedArray) -> AnyPrecArray:
-    """The inverse of `prepare`; under `jax.jit` a slice of every plane."""
+def natural(array: Matrix) -> AnyPrecArray:
+    """The inverse of `prepare`; under `jax.jit` a slice of every plane. What is natural stays as it is."""
+    if isinstance(array, AnyPrecArray):
+        return array
     words = num_words(array.k)
     planes = natural_planes(array.planes, n=array.n, words=words)
     return AnyPrecArray(planes, array.codebooks, array.seed_precision, array.parent_precision, array.k)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anyprec_jax import affine, sensitivity
-from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.array import AnyPrecArray, Matrix
 from anyprec_jax.calibration import calibration_windows, read_text
 from anyprec_jax.checkpoint import load
 from anyprec_jax.checkpoint import manifest as manifests
@@ -105,7 +105,7 @@ def quantize_model(
 
 
 def _require_quantizable(model: Model, source: Path, head_precision: int | None) -> None:
-    if any(isinstance(leaf, AnyPrecArray) for leaf in linears(model.params["layers"]).values()):
+    if any(isinstance(leaf, Matrix) for leaf in linears(model.params["layers"]).values()):
         raise ValueError(f"{source} is quantized already: give the model it was made from")
     for name in HEADS if head_precision is not None else ():
         if name in model.params and not np.isfinite(weights := np.asarray(model.params[name])).all():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.array import Matrix
 from anyprec_jax.models import decoder
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.fusion import unfused
@@ -45,7 +45,7 @@ def sequence_accumulator(params: Mapping[str, Any], config: ModelConfig) -> Sequ
     Cost: about four forward passes a sequence (forward, recompute, input gradients, weight gradients).
     """
     layers = unfused(params["layers"])
-    if quantized := [name for name in decoder.LINEARS if isinstance(layers[name], AnyPrecArray)]:
+    if quantized := [name for name in decoder.LINEARS if isinstance(layers[name], Matrix)]:
         raise ValueError(f"sensitivity is that of a model's own weights, and {quantized[0]} is quantized already")
     layers = {name: jnp.asarray(leaf) for name, leaf in layers.items()}
     top = {name: leaf for name, leaf in params.items() if name != "layers"}

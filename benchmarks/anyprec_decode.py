@@ -31,7 +31,7 @@ from anyprec_jax import Model, decoding
 from anyprec_jax.models import decoder, init_cache
 from anyprec_jax.sampling import Sampling, sample
 from benchmarks import decode_models
-from benchmarks.anyprec_matmul import read_bandwidth
+from benchmarks.bandwidth import Bandwidth
 from benchmarks.decode_models import PRECISIONS, Decoder, JaxDecoder, bytes_per_token
 from benchmarks.timing import alternate, record
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--only-profile", action="store_true")
     arguments = parser.parse_args()
 
-    bandwidth = read_bandwidth()
+    bandwidth = Bandwidth().measure()
     print(f"bandwidth {bandwidth / 1e9:.1f} GB/s")
     results: dict[str, Any] = {"bandwidth_bytes_per_s": bandwidth}
     for name in arguments.model:

@@ -42,8 +42,12 @@ def main() -> None:
     if (reason := cpu.why_unavailable()) is not None:
         raise SystemExit(f"error: nothing to measure: {reason}")
     bandwidth = Bandwidth()
-    print(f"{num_threads()} threads, {arguments.rows} row(s) of x, {arguments.arithmetic}; microseconds, medians of passes over > 1 GB")
-    print(f"{'shape':22} {'bits':>4} {'MB':>6} {'GB/s':>6} {'prepared':>9} {'share':>6} {'natural':>9} {'share':>6}  ggml: type, time, ratio")
+    print(
+        f"{num_threads()} threads, {arguments.rows} row(s) of x, {arguments.arithmetic}; microseconds, medians of passes over > 1 GB"
+    )
+    print(
+        f"{'shape':22} {'bits':>4} {'MB':>6} {'GB/s':>6} {'prepared':>9} {'share':>6} {'natural':>9} {'share':>6}  ggml: type, time, ratio"
+    )
     records = []
     for name in arguments.shape or DEFAULT_SHAPES:
         for precision in arguments.precision or PRECISIONS:

@@ -11,7 +11,8 @@ import numpy as np
 from anyprec_jax import Model, ModelConfig, QuantizeConfig, decoding, load, quantize_model
 from anyprec_jax import affine as affine_rows
 from anyprec_jax.affine import AffineArray
-from anyprec_jax.array import AnyPrecArray, nbytes
+from anyprec_jax.array import AnyPrecArray, Matrix, nbytes
+from anyprec_jax.layout import prepare
 from anyprec_jax.models import init_cache
 from anyprec_jax.models.decoder import hidden_dtype
 from anyprec_jax.models.families import LAYERS, parameter_shapes
@@ -96,8 +97,11 @@ def random_model(config: ModelConfig, *, seed: int = 0) -> Model:
         else:
             leaf = jnp.ones(shape, jnp.float32)
         (params["layers"] if path.startswith(LAYERS) else params)[name] = leaf
-    params["layers"] = fused(params["layers"])
-    return Model(config, params)
+    layers = fused(params["layers"])
+    # As `load` leaves them; one stack after the other, so that only one exists twice.
+    for name in [name for name, leaf in layers.items() if isinstance(leaf, AnyPrecArray)]:
+        layers[name] = prepare(layers[name])
+    return Model(config, params | {"layers": layers})
 
 
 def random_dense_model(config: ModelConfig, dtype: Any) -> Model:
@@ -121,7 +125,7 @@ def bytes_per_token(model: Model, precision: int | None, *, context: int) -> dic
     config = model.config
     width = jnp.dtype(hidden_dtype(model.params)).itemsize
     parts = {
-        "linears": sum(nbytes(w, precision=precision) if isinstance(w, AnyPrecArray) else w.nbytes for w in weights),
+        "linears": sum(nbytes(w, precision=precision) if isinstance(w, Matrix) else w.nbytes for w in weights),
         "head": affine_rows.nbytes(head) if isinstance(head, AffineArray) else head.nbytes,
         "cache": 2 * config.num_layers * config.num_kv_heads * config.head_dim * context * width,
     }

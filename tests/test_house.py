@@ -16,6 +16,7 @@ ROOMS = {
         "config",
         "bitplanes",
         "array",
+        "layout",
         "affine",
         "kmeans1d",
         "upscale",

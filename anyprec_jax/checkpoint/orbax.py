@@ -19,15 +19,17 @@ import tensorstore
 
 from anyprec_jax import affine
 from anyprec_jax.affine import AffineArray
-from anyprec_jax.array import AnyPrecArray, validate
+from anyprec_jax.array import AnyPrecArray, Matrix, validate
 from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.atomic import published, require_room
 from anyprec_jax.checkpoint.manifest import ArrayEntry, Manifest, MatrixEntry
+from anyprec_jax.layout import natural, prepare
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import LAYERS, config_from_huggingface, config_to_huggingface, parameter_shapes
 from anyprec_jax.models.fusion import PARTS, unfused
 from anyprec_jax.models.model import HEADS, Model
 from anyprec_jax.models.parameters import aligned_empty
+from anyprec_jax.ops import cpu
 from anyprec_jax.tokenizer import Tokenizer
 
 _CHECKPOINT = "checkpoint"
@@ -90,8 +92,8 @@ def load_artefact(path: Path, *, precisions: Sequence[int] | None = None, dtype:
 
 def is_quantized(params: Mapping[str, Any]) -> bool:
     """Whether any leaf is an any-precision matrix."""
-    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, AnyPrecArray))
-    return any(isinstance(leaf, AnyPrecArray) for leaf in leaves)
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Matrix))
+    return any(isinstance(leaf, Matrix) for leaf in leaves)
 
 
 def flatten(params: Mapping[str, Any]) -> tuple[dict[str, MatrixEntry], dict[str, np.ndarray]]:
@@ -103,8 +105,8 @@ def flatten(params: Mapping[str, Any]) -> tuple[dict[str, MatrixEntry], dict[str
     flat, _ = jax.tree_util.tree_flatten_with_path(on_host, is_leaf=_is_matrix)
     for key_path, leaf in flat:
         name = "/".join(str(key.key) for key in key_path)
-        if isinstance(leaf, AnyPrecArray):
-            matrices[name], parts = _flatten_anyprec(leaf)
+        if isinstance(leaf, Matrix):
+            matrices[name], parts = _flatten_anyprec(natural(leaf))
         elif isinstance(leaf, AffineArray):
             matrices[name], parts = _flatten_affine(leaf)
         else:
@@ -115,7 +117,7 @@ def flatten(params: Mapping[str, Any]) -> tuple[dict[str, MatrixEntry], dict[str
 
 
 def _is_matrix(leaf: object) -> bool:
-    return isinstance(leaf, AnyPrecArray | AffineArray)
+    return isinstance(leaf, Matrix | AffineArray)
 
 
 def _flatten_anyprec(array: AnyPrecArray) -> tuple[MatrixEntry, dict[str, np.ndarray]]:
@@ -301,9 +303,9 @@ def _joined(parts: Sequence[np.ndarray], axis: int) -> jax.Array:
     return jnp.asarray(np.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0])
 
 
-def _ready(stack: AnyPrecArray) -> AnyPrecArray:
-    """The last step of a load, on one stack after the other: the place for a layout that a kernel likes better."""
-    return stack
+def _ready(stack: AnyPrecArray) -> Matrix:
+    """The last step of a load, on one stack after the other: into the layout that the native product reads fastest, if it will run."""
+    return prepare(stack) if jax.default_backend() == "cpu" and cpu.why_unavailable() is None else stack
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:

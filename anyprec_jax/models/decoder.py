@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from anyprec_jax.affine import AffineArray, dequantize_rows
-from anyprec_jax.array import AnyPrecArray, check_precision
+from anyprec_jax.array import Matrix, check_precision
 from anyprec_jax.models.attention import Attention, causal_attention, dot_product_attention
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.fusion import LINEARS as LINEARS
@@ -40,7 +40,7 @@ Params: TypeAlias = Mapping[str, Any]
 class StackedMatrix(NamedTuple):
     """One layer's matrix, left in the stack it is part of: slicing it out would copy every plane."""
 
-    stack: AnyPrecArray
+    stack: Matrix
     layer: Int[Array, ""]
 
 
@@ -197,7 +197,7 @@ def linear(
       bias: or None.
       precision: bits at which to read an `AnyPrecArray`.
     """
-    if isinstance(weight, AnyPrecArray | StackedMatrix):
+    if isinstance(weight, Matrix | StackedMatrix):
         if precision is None:
             raise ValueError("an any-precision weight is read at a precision, and none was given")
         array, index = weight if isinstance(weight, StackedMatrix) else (weight, None)
@@ -308,13 +308,13 @@ def _nan_unless(good: Array, hidden: Array) -> Array:
     return jnp.where(good[:, :, None], hidden, jnp.asarray(jnp.nan, hidden.dtype))
 
 
-def _split(layers: Params) -> tuple[dict[str, AnyPrecArray], dict[str, Array]]:
+def _split(layers: Params) -> tuple[dict[str, Matrix], dict[str, Array]]:
     """The leaves that a layer reads out of their stack, and those that a scan slices for it."""
-    stacks = {name: leaf for name, leaf in layers.items() if isinstance(leaf, AnyPrecArray)}
+    stacks = {name: leaf for name, leaf in layers.items() if isinstance(leaf, Matrix)}
     return stacks, {name: leaf for name, leaf in layers.items() if name not in stacks}
 
 
-def _join(stacks: Mapping[str, AnyPrecArray], index: Array, sliced: Params) -> dict[str, Any]:
+def _join(stacks: Mapping[str, Matrix], index: Array, sliced: Params) -> dict[str, Any]:
     """One layer's parameters."""
     return {**sliced, **{name: StackedMatrix(stack, index) for name, stack in stacks.items()}}
 
@@ -353,7 +353,7 @@ def _project(layer: Params, name: str, x: Array, precision: int | None) -> Array
 
 
 def _check_precision(params: Params, precision: int | None) -> None:
-    matrices = [(name, w) for name, w in linears(params["layers"]).items() if isinstance(w, AnyPrecArray)]
+    matrices = [(name, w) for name, w in linears(params["layers"]).items() if isinstance(w, Matrix)]
     if precision is None and matrices:
         precisions = matrices[0][1].precisions
         raise ValueError(f"the model is quantized: give a precision from {precisions[0]} to {precisions[-1]}")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.layout import natural
 
 PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -48,7 +49,7 @@ def unfused(layers: Mapping[str, Any]) -> dict[str, Any]:
         if whole not in result:
             continue
         rows = part_rows(result, whole)
-        weight, bias = result.pop(whole), result.pop(f"{whole}_bias", None)
+        weight, bias = natural(result.pop(whole)), result.pop(f"{whole}_bias", None)
         for part, (start, stop) in zip(parts, rows, strict=True):
             result[part] = jax.tree.map(lambda leaf, start=start, stop=stop: leaf[..., start:stop, :], weight)
             if bias is not None:

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from anyprec_jax.affine import AffineArray, dequantize_affine, quantize_affine
-from anyprec_jax.array import AnyPrecArray, check_precision
+from anyprec_jax.array import Matrix, check_precision
+from anyprec_jax.layout import natural
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.fusion import unfused
 from anyprec_jax.ops import dequantize
@@ -53,12 +54,12 @@ def dequantized(model: Model, *, precision: int) -> Model:
       ValueError: the model is not quantized, or not readable at `precision`.
     """
     layers = unfused(model.params["layers"])
-    stacks = {name: leaf for name, leaf in layers.items() if isinstance(leaf, AnyPrecArray)}
+    stacks = {name: leaf for name, leaf in layers.items() if isinstance(leaf, Matrix)}
     if not stacks:
         raise ValueError("the model is not quantized: there is nothing to dequantize")
     for name, stack in stacks.items():
         check_precision(stack, precision)
-        layers[name] = jax.lax.map(lambda matrix: dequantize(matrix, precision=precision), stack)
+        layers[name] = jax.lax.map(lambda matrix: dequantize(matrix, precision=precision), natural(stack))
     params = model.params | {"layers": layers}
     params |= {name: dequantize_affine(leaf) for name, leaf in params.items() if isinstance(leaf, AffineArray)}
     return dataclasses.replace(model, params=params)

@@ -7,10 +7,9 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from anyprec_jax.array import AnyPrecArray, check_precision
-from anyprec_jax.layout import PreparedArray
+from anyprec_jax.array import Matrix, PreparedArray, check_precision
 from anyprec_jax.ops import cpu, operations
 from anyprec_jax.ops.transforms import Operation
 
@@ -19,7 +18,7 @@ Implementation = Literal["xla", "cpu"]
 
 def matmul(
     x: Shaped[Array, "*batch k"],
-    array: AnyPrecArray | PreparedArray,
+    array: Matrix,
     *,
     precision: int,
     layer: Int[Array, ""] | int | None = None,
@@ -59,7 +58,7 @@ def matmul(
 
 def matmul_mixed(
     x: Shaped[Array, "batch k"],
-    array: AnyPrecArray | PreparedArray,
+    array: Matrix,
     precisions: Int[Array | np.ndarray, " rows"],
     *,
     layer: Int[Array, ""] | int | None = None,
@@ -85,7 +84,7 @@ def matmul_mixed(
         raise ValueError(
             f"precisions must be integers, one per row of x [batch, k], got {precisions.dtype} {precisions.shape} for x {x.shape}"
         )
-    if not isinstance(precisions, jax.core.Tracer):
+    if not isinstance(precisions, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
         for precision in np.unique(np.asarray(precisions)):
             check_precision(array, int(precision))
     _select(implementation, x.dtype, arithmetic, isa)
@@ -101,7 +100,20 @@ def matmul_mixed(
     )
 
 
-def _check(x: Array, array: AnyPrecArray | PreparedArray, layer: Array | int | None) -> None:
+def dequantize_layer(stack: Matrix, layer: Int[Array, ""] | int, *, precision: int) -> Float32[Array, "n k"]:
+    """The weights of one matrix of a stack, as `precision` bits represent them; exact, and native where that is built.
+
+    Raises:
+      ValueError: if `stack` is one matrix, or cannot be read at `precision`.
+    """
+    if len(stack.shape) != 3:
+        raise ValueError(f"expected a stack [layers, n, k], got a matrix of shape {stack.shape}: use dequantize")
+    check_precision(stack, precision)
+    planes, codebook, index = _as_stack(stack, stack.codebooks[precision], layer)
+    return operations.weights(planes, codebook, index, k=stack.k)
+
+
+def _check(x: Array, array: Matrix, layer: Array | int | None) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating point, got {x.dtype}")
     if x.ndim == 0 or x.shape[-1] != array.k:
@@ -115,9 +127,7 @@ def _check(x: Array, array: AnyPrecArray | PreparedArray, layer: Array | int | N
         raise ValueError(f"layer must be in [0, {array.shape[0]}), got {layer}")
 
 
-def _as_stack(
-    array: AnyPrecArray | PreparedArray, codebook: Array, layer: Array | int | None
-) -> tuple[Array, Array, Array]:
+def _as_stack(array: Matrix, codebook: Array, layer: Array | int | None) -> tuple[Array, Array, Array]:
     """Planes and codebook of a stack, of one matrix if need be, and which matrix of it."""
     planes = array.planes if isinstance(array, PreparedArray) else array.bitplanes
     if layer is None:
@@ -160,7 +170,7 @@ def _multiply(x: Array, planes: Array, codebook: Array, layer: Array, *, operati
 @functools.partial(jax.jit, static_argnames=("options", "where"))
 def _multiply_mixed(
     x: Array,
-    array: AnyPrecArray | PreparedArray,
+    array: Matrix,
     precisions: Array,
     layer: Array | None,
     *,

@@ -10,7 +10,7 @@ from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.bitplanes import num_words
 from anyprec_jax.layout import natural_planes
 from anyprec_jax.ops import cpu
-from anyprec_jax.ops.reference import matmul_xla
+from anyprec_jax.ops.reference import dequantize, matmul_xla
 from anyprec_jax.ops.transforms import Operation, precision_of, with_gradient, with_vmap
 
 # Above this many rows of x most of the work is in the product: decode the matrix once and use XLA's dense one.
@@ -19,13 +19,8 @@ MAX_DECODE_ROWS = 16
 
 def xla(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
     """Plain JAX: runs everywhere, exact, differentiable."""
-    precision, n, words = precision_of(codebook), codebook.shape[1], num_words(x.shape[-1])
-    matrix = jax.lax.dynamic_index_in_dim(planes, layer, keepdims=False)[:precision]
-    if matrix.ndim == 2:
-        matrix = natural_planes(matrix, n=n, words=words)
-    codebooks = {precision: jax.lax.dynamic_index_in_dim(codebook, layer, keepdims=False)}
-    array = AnyPrecArray(matrix, codebooks, seed_precision=precision, parent_precision=precision, k=x.shape[-1])
-    return matmul_xla(x, array, precision=precision)
+    matrix = _matrix(planes, codebook, layer, k=x.shape[-1])
+    return matmul_xla(x, matrix, precision=precision_of(codebook))
 
 
 @functools.cache
@@ -51,7 +46,31 @@ def best() -> Operation:
     return with_gradient(with_vmap(forward), xla)
 
 
+def weights(planes: Array, codebook: Array, layer: Array, *, k: int) -> Array:
+    """float32 [n, k]: one matrix of a stack, decoded; native where it can be."""
+
+    def decode(planes: Array, codebook: Array, layer: Array) -> Array:
+        return cpu.dequantize(planes, codebook, layer, k=k, precision=precision_of(codebook))
+
+    def plain(planes: Array, codebook: Array, layer: Array) -> Array:
+        return dequantize(_matrix(planes, codebook, layer, k=k), precision=precision_of(codebook))
+
+    if cpu.why_unavailable() is not None:
+        return plain(planes, codebook, layer)
+    return jax.lax.platform_dependent(planes, codebook, layer, cpu=decode, default=plain)
+
+
 def _decode_then_multiply(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
-    weights = cpu.dequantize(planes, codebook, layer, k=x.shape[-1], precision=precision_of(codebook))
-    product = jnp.matmul(x.astype(jnp.float32), weights.T, precision=jax.lax.Precision.HIGHEST)
+    dense = cpu.dequantize(planes, codebook, layer, k=x.shape[-1], precision=precision_of(codebook))
+    product = jnp.matmul(x.astype(jnp.float32), dense.T, precision=jax.lax.Precision.HIGHEST)
     return product.astype(x.dtype)
+
+
+def _matrix(planes: Array, codebook: Array, layer: Array, *, k: int) -> AnyPrecArray:
+    """One matrix of a stack, of which only the planes and the codebook of one precision are there."""
+    precision, n = precision_of(codebook), codebook.shape[1]
+    matrix = jax.lax.dynamic_index_in_dim(planes, layer, keepdims=False)[:precision]
+    if matrix.ndim == 2:
+        matrix = natural_planes(matrix, n=n, words=num_words(k))
+    codebooks = {precision: jax.lax.dynamic_index_in_dim(codebook, layer, keepdims=False)}
+    return AnyPrecArray(matrix, codebooks, seed_precision=precision, parent_precision=precision, k=k)

@@ -41,7 +41,11 @@ def native(x, array, **kwargs):
     return matmul(x, array, implementation="cpu", **kwargs)
 
 
-FLAGS = {"portable": set(), "avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512vbmi", "avx512_vnni"}}
+FLAGS = {
+    "portable": set(),
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512vbmi", "avx512_vnni"},
+}
 
 
 def runs_here(isa: str) -> bool:
