@@ -4,11 +4,12 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 import typer
@@ -50,6 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message if "\n" in message else f"error: {message.rstrip('.')} (see anyprec --help)", markup=False
         )
         return USER_ERROR
+
+
+def run() -> NoReturn:
+    """The process: `main`, and its status for the shell."""
+    status = main()
+    if status == INTERRUPTED:
+        # Everything has been cleaned up on the way here, and XLA's threads may still compute: an interpreter that takes
+        # itself apart around them can crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _reporting_errors(command: Callable[..., None]) -> Callable[..., None]:

@@ -177,7 +177,7 @@ def _plot(results: Sequence[Result]) -> str:
         axes.annotate(f"{precision} bits", (bits, perplexity), textcoords="offset points", xytext=(5, 6))
     axes.axhline(reference, linestyle="--", color="#D55E00", label="unquantized")
     axes.set(xlabel="bits per weight read (planes and one codebook)", ylabel="perplexity, 2016 address")
-    axes.margins(x=0.08, y=0.1)  # room for what is written beside the outermost points
+    axes.margins(x=0.12, y=0.1)  # room for what is written beside the outermost points
     axes.legend()
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})

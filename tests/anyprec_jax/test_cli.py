@@ -1,6 +1,9 @@
 import contextlib
 import io
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -254,6 +257,23 @@ def test_ctrl_c_is_130(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     done = anyprec("quantize", folder / "tiny", tmp_path / "out", "--uniform")
     assert done.exit_code == 130
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_xla_computes_is_130(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own, whose end must not be a crash."""
+    program = "from anyprec_jax.cli import run; run()"
+    arguments = ["quantize", folder / "tiny", tmp_path / "out", "--calibration", folder / "text.txt"]
+    counts = ["--num-sequences", "13", "--sequence-length", "32"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments), *counts], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("sensitivity 0/13")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.endswith("interrupted\n") and "Traceback" not in errors
+    assert [path.name for path in tmp_path.iterdir()] == [".out.quantizing"]  # from which it would continue
 
 
 def test_a_bug_keeps_its_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
