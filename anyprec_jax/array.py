@@ -9,7 +9,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
-from anyprec_jax.bitplanes import WORD_BITS, num_words
+from anyprec_jax.bitplanes import WORD_BITS, num_words, unpadded
 from anyprec_jax.config import MAX_PRECISION
 
 _WEIGHTS_AT_ONCE = 1 << 18
@@ -83,6 +83,11 @@ class PreparedArray:
     k: int
 
     @property
+    def bitplanes(self) -> jax.Array:
+        """The planes as `AnyPrecArray` has them: a copy of each, without its padding."""
+        return unpadded(self.planes, n=self.n, k=self.k)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of the weights it stands for: `(n, k)`, or `(layers, n, k)` for a stack."""
         return (*self.planes.shape[:-2], self.n, self.k)
@@ -127,8 +132,8 @@ def bits_per_weight(array: Matrix, *, precision: int | None = None) -> float:
     return 8 * nbytes(array, precision=precision) / math.prod(array.shape)
 
 
-def validate(array: AnyPrecArray) -> None:
-    """Checks the invariants of `AnyPrecArray` on one matrix or a stack; call it where data enters.
+def validate(array: Matrix) -> None:
+    """Checks the invariants of `AnyPrecArray` on one matrix or a stack, natural or prepared; call it where data enters.
 
     Raises:
       ValueError: naming the invariant that does not hold, and where.
@@ -150,7 +155,7 @@ def validate(array: AnyPrecArray) -> None:
             occupied = occupied[:, 0::2] | occupied[:, 1::2]
 
 
-def _validate_structure(array: AnyPrecArray) -> None:
+def _validate_structure(array: Matrix) -> None:
     seed, parent = array.seed_precision, array.parent_precision
     if not 1 <= seed <= parent <= MAX_PRECISION:
         raise ValueError(f"precisions must satisfy 1 <= seed <= parent <= {MAX_PRECISION}, got {seed} and {parent}")

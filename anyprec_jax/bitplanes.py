@@ -11,12 +11,16 @@ The first `w` planes are therefore the codes of precision `w`: `code_w == code_p
 """
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, UInt8, UInt32
 
 WORD_BITS = 32
+
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
 
 def num_words(k: int) -> int:
@@ -44,6 +48,12 @@ def unpack(bitplanes: UInt32[Array, "planes n words"], *, k: int) -> UInt8[Array
     bits = (bitplanes[..., None] >> _column()) & jnp.uint32(1)
     codes = jnp.sum(bits << _plane_shift(planes), axis=0, dtype=jnp.uint32)
     return codes.astype(jnp.uint8).reshape(n, words * WORD_BITS)[:, :k]
+
+
+def unpadded(planes: AnyArray, *, n: int, k: int) -> AnyArray:
+    """The rows of planes that have padding at their ends: `[..., planes, padded]` to `[..., planes, n, words]`."""
+    words = num_words(k)
+    return planes[..., : n * words].reshape(*planes.shape[:-1], n, words)
 
 
 def _column() -> UInt32[Array, "1 1 1 32"]:

@@ -43,14 +43,7 @@ def natural(array: Matrix) -> AnyPrecArray:
     """The inverse of `prepare`; under `jax.jit` a slice of every plane. What is natural stays as it is."""
     if isinstance(array, AnyPrecArray):
         return array
-    words = num_words(array.k)
-    planes = natural_planes(array.planes, n=array.n, words=words)
-    return AnyPrecArray(planes, array.codebooks, array.seed_precision, array.parent_precision, array.k)
-
-
-def natural_planes(planes: jax.Array, *, n: int, words: int) -> jax.Array:
-    """`[..., words of a padded plane]` to `[..., n, words]`."""
-    return planes[..., : n * words].reshape(*planes.shape[:-1], n, words)
+    return AnyPrecArray(array.bitplanes, array.codebooks, array.seed_precision, array.parent_precision, array.k)
 
 
 def _padded_words(words: int) -> int:

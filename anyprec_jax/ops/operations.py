@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from anyprec_jax.array import AnyPrecArray
-from anyprec_jax.bitplanes import num_words
-from anyprec_jax.layout import natural_planes
+from anyprec_jax.bitplanes import unpadded
 from anyprec_jax.ops import cpu
 from anyprec_jax.ops.reference import dequantize, matmul_xla
 from anyprec_jax.ops.transforms import Operation, precision_of, with_gradient, with_vmap
@@ -71,6 +70,6 @@ def _matrix(planes: Array, codebook: Array, layer: Array, *, k: int) -> AnyPrecA
     precision, n = precision_of(codebook), codebook.shape[1]
     matrix = jax.lax.dynamic_index_in_dim(planes, layer, keepdims=False)[:precision]
     if matrix.ndim == 2:
-        matrix = natural_planes(matrix, n=n, words=num_words(k))
+        matrix = unpadded(matrix, n=n, k=k)
     codebooks = {precision: jax.lax.dynamic_index_in_dim(codebook, layer, keepdims=False)}
     return AnyPrecArray(matrix, codebooks, seed_precision=precision, parent_precision=precision, k=k)
