@@ -141,10 +141,11 @@ def validate(array: Matrix) -> None:
     Cost: one pass over the codes on the host, about 10 ns a weight; a few MB of memory.
     """
     _validate_structure(array)
+    every_plane = np.asarray(array.bitplanes)
     stack = array.shape[:-2]
     for index in np.ndindex(*stack):
         where = f" of matrix {index[0]} of the stack" if stack else ""
-        planes = np.asarray(array.bitplanes[index])
+        planes = every_plane[index]
         _validate_padding(planes, array.k, where)
         occupied = _occupied(planes, array.k)
         for precision in range(array.parent_precision, array.seed_precision - 1, -1):
