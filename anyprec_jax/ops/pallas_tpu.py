@@ -1,20 +1,22 @@
 """The product on TPU: a Pallas kernel that rebuilds codes from the planes, looks them up and feeds the matrix units.
 
-One step takes a tile of 128 rows (outputs) and up to 128 words of every plane, 4096 columns. A centroid is exact as two
-bfloat16 halves of one int32, so a looked-up vector register goes to the matrix units as it is, as twice as many bfloat16
-rows. A tile's columns are divided between two ways to look codes up, because they keep different units busy:
+A centroid, 11 significant bits, is the sum of two bfloat16, its halves, and both travel in one int32: a vector register of
+looked-up centroids goes to the matrix units as it is, read as twice as many bfloat16. The 32 columns of a word are divided
+between two ways to look codes up, which keep different units busy:
 
-* **along sublanes**: words on sublanes, outputs on lanes (the planes are transposed in the kernel). The instruction picks one
-  of 8 sublanes, so the 3 lower bits of a code index registers of 8 centroids and the upper bits select among the registers: 1,
-  2, 4, 8 look-ups and one select fewer at 3, 4, 5, 6 bits, all of it in the vector ALUs. TPU v4 and before cannot.
-* **along lanes**: outputs on sublanes, words on lanes, as the planes are stored. One look-up among 128 centroids, in the
-  cross-lane units, which is slow but leaves the vector ALUs free.
+* **along sublanes**: words on sublanes, rows of the matrix on lanes. The instruction picks one of 8 sublanes, so the 3 lower bits
+  of a code index registers of 8 centroids, and the upper bits select among the registers: 1, 2, 4, 8 look-ups and one select
+  fewer at 3, 4, 5, 6 bits, all in the vector ALUs. TPU v4 and before lack it.
+* **along lanes**: rows of the matrix on sublanes, words on lanes. One look-up among 128 centroids, in the cross-lane units, which
+  are slow but leave the vector ALUs free.
 
-`docs/anyprec.md` has what each costs. Nothing is ever sliced, copied or permuted but x.
+`docs/anyprec.md` says what each costs. Planes and codebooks are read where they are, in the layout that XLA gives them.
 """
 
+import dataclasses
 import functools
-import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +25,21 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float16, Int32, UInt32
 
 from anyprec_jax.bitplanes import WORD_BITS
-from anyprec_jax.ops.tuning import LANES, SUBLANES, TpuTiles, round_up, tpu_tiles
+from anyprec_jax.ops.tuning import LANES, SUBLANES, TpuTiles, tpu_tiles
 
+NAME = "anyprec_matmul_tpu"
 DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))  # of x, and so of the result
 
-_INDEX_BITS = 3  # of a code that a look-up along sublanes takes
-_NIBBLE = 4
-# Residues of a column modulo 8, in the order in which they go over to look-ups along lanes: pairs that share a nibble word first.
+_INDEX_BITS = 3  # of a code, that a look-up along sublanes takes
+_NIBBLE, _BYTE = 4, 8
+# Columns modulo 8 in the order in which they go over to look-ups along lanes: first those that share a nibble.
 _LANE_ORDER = (3, 7, 2, 6, 1, 5, 0, 4)
-_UPPER_HALF = -65536  # 0xFFFF0000
+_UPPER_HALF = -(1 << 16)  # 0xFFFF0000 as int32
+
+
+def why_unavailable() -> str | None:
+    """None: it can always be lowered for TPU. Whether there is a TPU is for `jax.lax.platform_dependent` to know."""
+    return None
 
 
 def matmul(
@@ -43,41 +51,93 @@ def matmul(
     tiles: TpuTiles | None = None,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> Float[Array, "m n"]:
-    """x @ w.T"""
+    """The product of `x` with one matrix of a stack: exact products, sums in float32, rounded to the dtype of `x` at the end.
+
+    Off by at most `6 * k * 2**-24 * (abs(x) @ abs(w).T)`, plus the rounding of the result to bfloat16 where that is its dtype:
+    a float32 is the sum of three bfloat16 and a centroid of two, so their six partial products are exact, and what errs is a sum
+    of 6 * k terms in any order.
+
+    Only the first `precision` planes are read. Neither differentiable nor batched by itself. What is not finite in `x` makes its
+    row of the result not finite.
+
+    Args:
+      x: float32 or bfloat16; meant for few rows.
+      bitplanes: plane 0 is the most significant. Where `k` is no multiple of 256, XLA's layout on TPU interleaves the planes, and
+        it will copy the stack first.
+      codebook: 2**precision centroids a row, finite.
+      layer: which matrix, 0 <= layer < layers; not checked.
+      tiles: None for those of `tuning.tpu_tiles`.
+      interpret: run on the host, as `pallas_call` does; `pltpu.InterpretParams` simulates a TPU's memories.
+
+    Memory besides the operands: 128 bytes for each element of `x` at most.
+    """
     m, k = x.shape
-    _, _, n, words = bitplanes.shape
-    precision = codebook.shape[-1].bit_length() - 1
+    n, words = bitplanes.shape[2:]
     if m == 0:
         return jnp.zeros((m, n), x.dtype)
+    precision = codebook.shape[-1].bit_length() - 1
     if tiles is None:
-        tiles = tpu_tiles(m, n, k, precision=precision)
-    sublane_columns, lane_columns = _columns(tiles)
-    limbs = _limbs(x)
-    padded_m, num_blocks = round_up(m, tiles.batch), pl.cdiv(words, tiles.words)
+        tiles = tpu_tiles(m, n, k, precision=precision, sublane_gather=_has_sublane_gather())
+    plan = _Plan(
+        precision=precision,
+        tiles=tiles,
+        words_first=_is_turned(n, words),
+        entries_first=_is_turned(n, codebook.shape[-1]),
+    )
+    padded_m, padded_words = pl.cdiv(m, tiles.batch) * tiles.batch, pl.cdiv(words, tiles.words) * tiles.words
+    by_column = jnp.stack([_by_column(limb, padded_m, padded_words) for limb in _limbs(x)], axis=1)
     operands = []
-    if sublane_columns:
-        doubled = [_doubled(limb) for limb in _by_column(limbs, sublane_columns, padded_m, num_blocks * tiles.words)]
-        operands.append(jnp.stack(doubled, axis=1))
-    if lane_columns:
-        operands.append(jnp.stack(_by_column(limbs, lane_columns, padded_m, num_blocks * LANES), axis=1))
-    product = _call(layer, operands, bitplanes, codebook, dtype=x.dtype, tiles=tiles, interpret=interpret)
-    return product[:m]
+    if plan.sublane_columns:
+        operands.append(_doubled(_take(by_column, plan.sublane_columns)))
+    if plan.lane_columns:
+        operands.append(_take(by_column, plan.lane_columns))
+    return _call(layer, operands, bitplanes, codebook, dtype=x.dtype, plan=plan, interpret=interpret)[:m]
 
 
-def _columns(tiles: TpuTiles) -> tuple[list[int], list[int]]:
-    """Which columns of a word are looked up along sublanes, and which along lanes."""
-    residues = _LANE_ORDER[: tiles.lane_columns // (WORD_BITS // 8)]
-    along_lanes = [column for column in range(WORD_BITS) if column % 8 in residues]
-    return [column for column in range(WORD_BITS) if column not in along_lanes], along_lanes
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What the kernel needs to know when it is traced."""
+
+    precision: int
+    tiles: TpuTiles
+    words_first: bool  # planes come as [words, n], codebooks ...
+    entries_first: bool  # ... as [entries, n]
+
+    @property
+    def lane_columns(self) -> tuple[int, ...]:
+        residues = _LANE_ORDER[: self.tiles.lane_columns * len(_LANE_ORDER) // WORD_BITS]
+        return tuple(column for column in range(WORD_BITS) if column % 8 in residues)
+
+    @property
+    def sublane_columns(self) -> tuple[int, ...]:
+        return tuple(sorted(set(range(WORD_BITS)) - set(self.lane_columns)))
+
+
+def _has_sublane_gather() -> bool:
+    """Of the TPU that is here, or else of those that are new enough."""
+    kind = jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
+    return not kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
+
+
+def _is_turned(n: int, minor: int) -> bool:
+    """Whether XLA stores the last two axes [n, minor] the other way round on TPU: where that pads less.
+
+    To take them so is then no copy. `make aot` fails where this guess makes XLA copy the operands.
+    """
+
+    def padded(sublanes: int, lanes: int) -> int:
+        return pl.cdiv(sublanes, SUBLANES) * pl.cdiv(lanes, LANES)
+
+    return padded(minor, n) < padded(n, minor)
 
 
 def _limbs(x: Float[Array, "m k"]) -> list[Float[Array, "m k"]]:
-    """bfloat16 arrays that add up to x exactly: x itself, or three for float32, the first holding what is not finite."""
+    """bfloat16 arrays that add up to x exactly: x itself, or three for float32. What is not finite is in the first."""
     if x.dtype == jnp.bfloat16:
         return [x]
     limbs, rest = [], x
     for _ in range(3):
-        # By its bits: a conversion and back is something that XLA may drop.
+        # Cut off by its bits: a conversion and back is something that XLA may leave out.
         bits = jax.lax.bitcast_convert_type(rest, jnp.int32) & _UPPER_HALF
         upper = jax.lax.bitcast_convert_type(bits, jnp.float32)
         limbs.append(upper.astype(jnp.bfloat16))
@@ -85,246 +145,234 @@ def _limbs(x: Float[Array, "m k"]) -> list[Float[Array, "m k"]]:
     return limbs
 
 
-def _by_column(limbs: list[Array], columns: list[int], padded_m: int, words: int) -> list[Array]:
-    """Each limb as [column of a word, row of x, word], padded with zeros: what lies beyond the matrix then counts nothing."""
-    m, k = limbs[0].shape
-    padding = ((0, padded_m - m), (0, words * WORD_BITS - k))
-    return [
-        jnp.pad(limb, padding).reshape(padded_m, words, WORD_BITS).transpose(2, 0, 1)[jnp.array(columns)]
-        for limb in limbs
-    ]
+def _by_column(limb: Float[Array, "m k"], padded_m: int, words: int) -> Float[Array, "32 {padded_m} {words}"]:
+    """Padded with zeros, so that it counts nothing what the kernel reads beyond the matrix."""
+    m, k = limb.shape
+    padded = jnp.pad(limb, ((0, padded_m - m), (0, words * WORD_BITS - k)))
+    return padded.reshape(padded_m, words, WORD_BITS).transpose(2, 0, 1)
 
 
-def _doubled(limb: Float[Array, "column m words"]) -> Float[Array, "column m 2*words"]:
-    """Every element twice, for the lower and the upper half of a centroid. What is not finite meets the upper half only:
-    a lower half of 0 would make it NaN."""
-    finite = jnp.where(jnp.isfinite(limb), limb, 0)
-    return jnp.stack([finite, limb], axis=-1).reshape(*limb.shape[:2], -1)
+def _take(by_column: Array, columns: tuple[int, ...]) -> Array:
+    return by_column if len(columns) == WORD_BITS else by_column[jnp.array(columns)]
 
 
-def _call(layer, operands, bitplanes, codebook, *, dtype, tiles: TpuTiles, interpret) -> Array:
+def _doubled(by_column: Float[Array, "column limb m words"]) -> Float[Array, "column limb m 2*words"]:
+    """For the lower and the upper half of each centroid. What is not finite meets the upper half only: a lower half may be 0."""
+    doubled = jnp.repeat(by_column, 2, axis=-1)
+    is_upper = (jnp.arange(doubled.shape[-1]) % 2 == 1).reshape(1, 1, 1, -1)
+    return jnp.where(is_upper | jnp.isfinite(doubled), doubled, 0)
+
+
+def _call(layer, operands: list[Array], bitplanes, codebook, *, dtype, plan: _Plan, interpret) -> Array:
+    tiles, entries = plan.tiles, codebook.shape[-1]
     _, num_limbs, padded_m, _ = operands[0].shape
-    _, _, n, words = bitplanes.shape
-    precision = codebook.shape[-1].bit_length() - 1
-    entries = round_up(codebook.shape[-1], LANES)
-    has_sublanes, has_lanes = tiles.lane_columns < WORD_BITS, tiles.lane_columns > 0
-    operand_specs = [
-        pl.BlockSpec(
-            (operand.shape[0], num_limbs, tiles.batch, width), lambda batch, row, word, layer: (0, 0, batch, word)
+    n, words = bitplanes.shape[2:]
+    codebook = jax.lax.bitcast_convert_type(codebook, jnp.uint16)  # TPUs have no float16
+    planes_block = pl.BlockSpec(
+        (None, plan.precision, tiles.rows, tiles.words), lambda batch, row, word, layer: (layer[0], 0, row, word)
+    )
+    if plan.words_first:
+        bitplanes = bitplanes.swapaxes(2, 3)
+        planes_block = pl.BlockSpec(
+            (None, plan.precision, tiles.words, tiles.rows), lambda batch, row, word, layer: (layer[0], 0, word, row)
         )
-        for operand, width in zip(operands, [2 * tiles.words] * has_sublanes + [LANES] * has_lanes, strict=True)
+    codebook_block = pl.BlockSpec((None, tiles.rows, entries), lambda batch, row, word, layer: (layer[0], row, 0))
+    if plan.entries_first:
+        codebook = codebook.swapaxes(1, 2)
+        codebook_block = pl.BlockSpec((None, entries, tiles.rows), lambda batch, row, word, layer: (layer[0], 0, row))
+    x_blocks = [
+        pl.BlockSpec(
+            (len(operand), num_limbs, tiles.batch, tiles.words * operand.shape[-1] // operands[-1].shape[-1]),
+            lambda batch, row, word, layer: (0, 0, batch, word),
+        )
+        for operand in operands
     ]
-    scratch = []
-    if has_sublanes:
-        scratch += [
-            pltpu.VMEM((max(SUBLANES, 2**precision), tiles.rows), jnp.int32),
-            pltpu.VMEM((num_limbs * tiles.batch, tiles.rows), jnp.float32),
-        ]
-    if has_lanes:
-        scratch += [
-            pltpu.VMEM((tiles.rows, entries), jnp.int32),
-            pltpu.VMEM((num_limbs * tiles.batch, 2 * tiles.rows), jnp.float32),
-        ]
+    if not plan.lane_columns:
+        x_blocks = [pl.BlockSpec((WORD_BITS, num_limbs, tiles.batch, 2 * tiles.words), x_blocks[0].index_map)]
     return pl.pallas_call(
-        functools.partial(_kernel, precision=precision, tiles=tiles),
+        functools.partial(_kernel, plan=plan),
         out_shape=jax.ShapeDtypeStruct((padded_m, n), dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(padded_m // tiles.batch, pl.cdiv(n, tiles.rows), pl.cdiv(words, tiles.words)),
-            in_specs=[
-                pl.BlockSpec(
-                    (None, precision, tiles.rows, LANES), lambda batch, row, word, layer: (layer[0], 0, row, word)
-                ),
-                pl.BlockSpec((None, tiles.rows, entries), lambda batch, row, word, layer: (layer[0], row, 0)),
-                *operand_specs,
-            ],
+            in_specs=[planes_block, codebook_block, *x_blocks],
             out_specs=pl.BlockSpec((tiles.batch, tiles.rows), lambda batch, row, word, layer: (batch, row)),
-            scratch_shapes=scratch,
+            scratch_shapes=_scratch(plan, num_limbs * tiles.batch),
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,
-        name="anyprec_matmul",
-    )(layer.reshape(1), bitplanes, jax.lax.bitcast_convert_type(codebook, jnp.uint16), *operands)
+        name=NAME,
+    )(layer.reshape(1), bitplanes, codebook, *operands)
 
 
-def _kernel(layer_ref, planes_ref, codebook_ref, *refs, precision: int, tiles: TpuTiles) -> None:
-    """Grid: (tiles of x, tiles of rows, tiles of words), the last one summed over."""
-    del layer_ref  # the block index maps use it
-    sublane_columns, lane_columns = _columns(tiles)
-    num_operands = bool(sublane_columns) + bool(lane_columns)
-    operands, out_ref, scratch = refs[:num_operands], refs[num_operands], iter(refs[num_operands + 1 :])
-    operands = iter(operands)
-    halves = []
-    if sublane_columns:
-        halves.append(_AlongSublanes(planes_ref, next(operands), next(scratch), next(scratch), precision, tiles))
-    if lane_columns:
-        halves.append(_AlongLanes(planes_ref, next(operands), next(scratch), next(scratch), precision, tiles))
+def _scratch(plan: _Plan, rows_of_x: int) -> list:
+    """A table of centroids and the sums, for each way to look up."""
+    rows, entries = plan.tiles.rows, 2**plan.precision
+    scratch = []
+    if plan.sublane_columns:
+        scratch += [
+            pltpu.VMEM((max(SUBLANES, entries), rows), jnp.int32),
+            pltpu.VMEM((rows_of_x, rows), jnp.float32),
+        ]
+    if plan.lane_columns:
+        scratch += [
+            pltpu.VMEM((rows, max(LANES, entries)), jnp.int32),
+            pltpu.VMEM((rows_of_x, 2 * rows), jnp.float32),
+        ]
+    return scratch
+
+
+class _Way(NamedTuple):
+    """One of the ways to look up: its operand, scratch and functions."""
+
+    x_ref: object
+    table_ref: object
+    sum_ref: object
+    along_lanes: bool
+
+
+def _kernel(layer_ref, planes_ref, codebook_ref, *refs, plan: _Plan) -> None:
+    """Grid: tiles of x, tiles of rows, tiles of words; summed over the last."""
+    del layer_ref  # for the index maps
+    along_lanes = [False] * bool(plan.sublane_columns) + [True] * bool(plan.lane_columns)
+    xs, out_ref, scratch = refs[: len(along_lanes)], refs[len(along_lanes)], refs[len(along_lanes) + 1 :]
+    ways = list(map(_Way, xs, scratch[0::2], scratch[1::2], along_lanes))
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        raw = codebook_ref[...].astype(jnp.int32)
-        for half in halves:
-            half.start(raw)
+        for way in ways:
+            way.table_ref[...] = _table(codebook_ref, way, plan)
+            way.sum_ref[...] = jnp.zeros(way.sum_ref.shape, jnp.float32)
 
-    _interleave([half.steps(columns) for half, columns in zip(halves, filter(None, (sublane_columns, lane_columns)))])
+    for way in ways:
+        weights = _weights_along_lanes if way.along_lanes else _weights_along_sublanes
+        total = jnp.zeros(way.sum_ref.shape, jnp.float32)
+        for position, tile in weights(planes_ref, way.table_ref, plan):
+            x = way.x_ref[position].reshape(total.shape[0], -1)
+            total += _dot(x, pltpu.bitcast(tile, jnp.bfloat16), contract=1 if way.along_lanes else 0)
+        way.sum_ref[...] += total
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
-        total = functools.reduce(jnp.add, [half.result() for half in halves])
-        limbs = [total[start : start + tiles.batch] for start in range(0, total.shape[0], tiles.batch)]
-        out_ref[...] = functools.reduce(jnp.add, limbs).astype(out_ref.dtype)
+        total = _sum([_joined(way.sum_ref[...]) if way.along_lanes else way.sum_ref[...] for way in ways])
+        batch = plan.tiles.batch
+        limbs = [total[start : start + batch] for start in range(0, total.shape[0], batch)]
+        out_ref[...] = _sum(limbs[::-1]).astype(out_ref.dtype)  # the smallest first
 
 
-def _interleave(generators) -> None:
-    """Runs them in turns, at rates that let them end together: the scheduler of the compiler sees the units' work side by side."""
-    pending = [(list_, 0) for list_ in map(list, generators)]
-    order = sorted(
-        ((index + 1) / len(steps), which, index) for which, (steps, _) in enumerate(pending) for index in range(len(steps))
-    )
-    for _, which, index in order:
-        pending[which][0][index]()
+def _dot(x: Array, weights: Array, *, contract: int) -> Array:
+    return jax.lax.dot_general(x, weights, (((1,), (contract,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-class _AlongSublanes:
-    def __init__(self, planes_ref, x_ref, table_ref, sum_ref, precision, tiles):
-        self.planes_ref, self.x_ref, self.table_ref, self.sum_ref = planes_ref, x_ref, table_ref, sum_ref
-        self.precision, self.tiles = precision, tiles
-
-    def start(self, raw):
-        self.sum_ref[...] = jnp.zeros(self.sum_ref.shape, jnp.float32)
-        for row in range(0, self.tiles.rows, LANES):
-            turned = raw[row : row + LANES, : round_up(2**self.precision, LANES)].T
-            self.table_ref[:, row : row + LANES] = _two_halves(turned[: self.table_ref.shape[0]])
-
-    def steps(self, columns):
-        tiles = self.tiles
-        planes = [
-            jnp.concatenate([self.planes_ref[p, r : r + LANES, :].T[: tiles.words] for r in range(0, tiles.rows, LANES)], axis=1)
-            for p in range(self.precision)
-        ]
-        tables = [self.table_ref[t : t + SUBLANES] for t in range(0, self.table_ref.shape[0], SUBLANES)]
-        total = [jnp.zeros(self.sum_ref.shape, jnp.float32)]
-
-        def step(column, fields, last):
-            code = _field(fields, column // _NIBBLE, _NIBBLE, min(_INDEX_BITS, self.precision))
-            weights = _look_up_along_sublanes(tables, code, planes[:-_INDEX_BITS], column)
-            x = self.x_ref[columns.index(column)].reshape(total[0].shape[0], 2 * tiles.words)
-            total[0] += jnp.dot(x, pltpu.bitcast(weights, jnp.bfloat16), preferred_element_type=jnp.float32)
-            if last:
-                self.sum_ref[...] += total[0]
-        out = []
-        fields = {}
-        ordered = sorted(columns, key=lambda c: (c % _NIBBLE, c))
-        for column in ordered:
-            s = column % _NIBBLE
-            def run(column=column, s=s):
-                if s not in fields:
-                    fields[s] = _fields(planes[-_INDEX_BITS:], s, _NIBBLE)
-                step(column, fields[s], column == ordered[-1])
-            out.append(run)
-        return out
-
-    def result(self):
-        return self.sum_ref[...]
+def _sum(arrays: list[Array]) -> Array:
+    return functools.reduce(jnp.add, arrays)
 
 
-class _AlongLanes:
-    def __init__(self, planes_ref, x_ref, table_ref, sum_ref, precision, tiles):
-        self.planes_ref, self.x_ref, self.table_ref, self.sum_ref = planes_ref, x_ref, table_ref, sum_ref
-        self.precision, self.tiles = precision, tiles
-
-    def start(self, raw):
-        self.sum_ref[...] = jnp.zeros(self.sum_ref.shape, jnp.float32)
-        self.table_ref[...] = _two_halves(raw)
-
-    def steps(self, columns):
-        width = _NIBBLE if self.precision <= _NIBBLE and all((c ^ 4) in columns for c in columns) else 8
-        tables = [self.table_ref[:, t : t + LANES] for t in range(0, self.table_ref.shape[1], LANES)]
-        total = [jnp.zeros(self.sum_ref.shape, jnp.float32)]
-        planes = [self.planes_ref[p] for p in range(self.precision)]
-        fields, out = {}, []
-        ordered = sorted(columns, key=lambda c: (c % width, c))
-        for column in ordered:
-            def run(column=column):
-                s = column % width
-                if s not in fields:
-                    fields[s] = _fields(planes, s, width)
-                code = _field(fields[s], column // width, width, self.precision)
-                weights = _look_up_along_lanes(tables, code)
-                x = self.x_ref[columns.index(column)].reshape(total[0].shape[0], LANES)
-                total[0] += jax.lax.dot_general(x, pltpu.bitcast(weights, jnp.bfloat16), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-                if column == ordered[-1]:
-                    self.sum_ref[...] += total[0]
-            out.append(run)
-        return out
-
-    def result(self):
-        """even lanes lower halves, odd upper"""
-        both = self.sum_ref[...]
-        parts = []
-        lane = jax.lax.broadcasted_iota(jnp.int32, (both.shape[0], LANES), 1)
-        for start in range(0, both.shape[1], 2 * LANES):
-            picked = []
-            for s in (start, start + LANES):
-                lower = both[:, s : s + LANES]
-                upper = pltpu.roll(lower, LANES - 1, 1)
-                whole = jnp.where(jnp.abs(upper) < jnp.inf, lower + upper, upper)
-                picked.append(jnp.take_along_axis(whole, (2 * lane) % LANES, axis=1, mode="promise_in_bounds"))
-            parts.append(jnp.where(lane < LANES // 2, picked[0], picked[1]))
-        return jnp.concatenate(parts, axis=1)
+def _turned(tile: Array) -> Array:
+    """Transposed, in pieces of [128, 128] or what is left."""
+    columns = [tile[:, start : start + LANES].T for start in range(0, tile.shape[1], LANES)]
+    return jnp.concatenate(columns, axis=0)
 
 
-def _two_halves(raw):
-    """The bits of a float16 -> the two bfloat16 that add up to it, in one int32: the upper half is cut off, not rounded."""
-    magnitude = raw & 0x7FFF
-    normal = jax.lax.bitcast_convert_type((magnitude << 13) + (112 << 23), jnp.float32)
+def _table(codebook_ref, way: _Way, plan: _Plan) -> Array:
+    """The centroids as pairs of halves, [entries, rows] or along lanes [rows, entries]; padded with anything."""
+    table = codebook_ref[...].astype(jnp.int32)
+    entries_axis = 0 if plan.entries_first else 1
+    wanted = way.table_ref.shape[1 if way.along_lanes else 0]
+    if plan.entries_first == way.along_lanes:
+        wanted = max(wanted, LANES)
+    missing = wanted - table.shape[entries_axis]
+    if missing > 0:
+        padding = [table.shape[0], table.shape[1]]
+        padding[entries_axis] = missing
+        table = jnp.concatenate([table, jnp.zeros(padding, jnp.int32)], axis=entries_axis)
+    if plan.entries_first == way.along_lanes:
+        table = _turned(table)
+    return _halves(table[: way.table_ref.shape[0], : way.table_ref.shape[1]])
+
+
+def _halves(bits: Int32[Array, "..."]) -> Int32[Array, "..."]:
+    """float16, given by its bits, as the two bfloat16 that add up to it: the upper half is cut off, not rounded."""
+    magnitude = bits & 0x7FFF
+    normal = jax.lax.bitcast_convert_type((magnitude << 13) + (112 << 23), jnp.float32)  # another bias of the exponent
     subnormal = magnitude.astype(jnp.float32) * 2.0**-24
     value = jnp.where(magnitude < 0x400, subnormal, normal)
-    value = jnp.where(raw >= 0x8000, -value, value)
+    value = jnp.where(bits >= 0x8000, -value, value)
     upper = jax.lax.bitcast_convert_type(value, jnp.int32) & _UPPER_HALF
-    rest = jax.lax.bitcast_convert_type(value - jax.lax.bitcast_convert_type(upper, jnp.float32), jnp.uint32)
-    return upper | jax.lax.bitcast_convert_type(rest >> jnp.uint32(16), jnp.int32)
+    lower = jax.lax.bitcast_convert_type(value - jax.lax.bitcast_convert_type(upper, jnp.float32), jnp.uint32)
+    return upper | jax.lax.bitcast_convert_type(lower >> jnp.uint32(16), jnp.int32)
 
 
-def _fields(planes, first, width):
-    """The codes of columns `first`, `first + width`, ... of every word, each in a field of `width` bits."""
-    mask = sum(1 << (width * i) for i in range(WORD_BITS // width))
-    bits = []
-    for place, plane in zip(range(len(planes) - 1, -1, -1), planes, strict=True):
-        bits.append(_shift_right(plane, first - place) & jnp.uint32(mask << place))
+def _weights_along_sublanes(planes_ref, table_ref, plan: _Plan) -> Iterator[tuple[int, Int32[Array, "words rows"]]]:
+    planes = [planes_ref[plane] if plan.words_first else _turned(planes_ref[plane]) for plane in range(plan.precision)]
+    tables = [table_ref[start : start + SUBLANES] for start in range(0, table_ref.shape[0], SUBLANES)]
+    selectors, index_planes = planes[:-_INDEX_BITS], planes[-_INDEX_BITS:]
+    for first in range(_NIBBLE):
+        columns = [column for column in plan.sublane_columns if column % _NIBBLE == first]
+        fields = _fields(index_planes, first, _NIBBLE) if columns else None
+        for column in columns:
+            index = _field(fields, column // _NIBBLE, _NIBBLE, min(plan.precision, _INDEX_BITS))
+            values = [_gather_sublanes(table, index) for table in tables]
+            for plane in selectors[::-1]:
+                is_odd = (plane & jnp.uint32(1 << column)) != jnp.uint32(0)
+                values = [jnp.where(is_odd, odd, even) for even, odd in zip(values[0::2], values[1::2], strict=True)]
+            yield plan.sublane_columns.index(column), values[0]
+
+
+def _weights_along_lanes(planes_ref, table_ref, plan: _Plan) -> Iterator[tuple[int, Int32[Array, "rows words"]]]:
+    planes = [_turned(planes_ref[plane]) if plan.words_first else planes_ref[plane] for plane in range(plan.precision)]
+    tables = [table_ref[:, start : start + LANES] for start in range(0, table_ref.shape[1], LANES)]
+    width = _NIBBLE if plan.precision <= _NIBBLE else _BYTE
+    for first in range(width):
+        columns = [column for column in plan.lane_columns if column % width == first]
+        fields = _fields(planes, first, width) if columns else None
+        for column in columns:
+            code = _field(fields, column // width, width, plan.precision)
+            index = code & (LANES - 1) if len(tables) > 1 else code
+            values = [jnp.take_along_axis(table, index, axis=1, mode="promise_in_bounds") for table in tables]
+            yield plan.lane_columns.index(column), jnp.where(code < LANES, *values) if len(values) > 1 else values[0]
+
+
+def _fields(planes: list[Array], first: int, width: int) -> Array:
+    """The codes of columns `first`, `first + width`, ... of each word, in fields of `width` bits."""
+    mask = sum(1 << start for start in range(0, WORD_BITS, width))
+    bits = [
+        _shifted_right(plane, first - place) & jnp.uint32(mask << place)
+        for place, plane in zip(reversed(range(len(planes))), planes, strict=True)
+    ]
     return functools.reduce(jnp.bitwise_or, bits)
 
 
-def _field(word, position, width, bits):
-    shifted = _shift_right(word, width * position)
-    if width * position + bits < WORD_BITS and not (width * (position + 1) == WORD_BITS):
-        shifted &= jnp.uint32((1 << bits) - 1)
-    return jax.lax.bitcast_convert_type(shifted, jnp.int32)
+def _field(fields: Array, position: int, width: int, bits: int) -> Int32[Array, "..."]:
+    field = _shifted_right(fields, position * width)
+    if (position + 1) * width < WORD_BITS:  # above the last there is nothing
+        field &= jnp.uint32((1 << bits) - 1)
+    return jax.lax.bitcast_convert_type(field, jnp.int32)
 
 
-def _shift_right(word, distance):
+def _shifted_right(words: Array, distance: int) -> Array:
     if distance == 0:
-        return word
-    return word >> jnp.uint32(distance) if distance > 0 else word << jnp.uint32(-distance)
+        return words
+    return words >> jnp.uint32(distance) if distance > 0 else words << jnp.uint32(-distance)
 
 
-def _look_up_along_sublanes(tables, code, selectors, column):
-    def look_up(table):
-        pieces = [
-            jnp.take_along_axis(table, code[row : row + SUBLANES], axis=0, mode="promise_in_bounds")
-            for row in range(0, code.shape[0], SUBLANES)
-        ]
-        return jnp.concatenate(pieces, axis=0)
-
-    values = [look_up(table) for table in tables]
-    for plane in selectors[::-1]:
-        is_odd = (plane & jnp.uint32(1 << column)) != jnp.uint32(0)
-        values = [jnp.where(is_odd, odd, even) for even, odd in zip(values[0::2], values[1::2], strict=True)]
-    return values[0]
+def _gather_sublanes(table: Int32[Array, "8 rows"], index: Int32[Array, "words rows"]) -> Int32[Array, "words rows"]:
+    """`table[index[i, j], j]`, a register of 8 sublanes at a time."""
+    parts = [
+        jnp.take_along_axis(table, index[start : start + SUBLANES], axis=0, mode="promise_in_bounds")
+        for start in range(0, index.shape[0], SUBLANES)
+    ]
+    return jnp.concatenate(parts, axis=0)
 
 
-def _look_up_along_lanes(tables, code):
-    if len(tables) == 1:
-        return jnp.take_along_axis(tables[0], code, axis=1, mode="promise_in_bounds")
-    values = [jnp.take_along_axis(table, code & (LANES - 1), axis=1, mode="promise_in_bounds") for table in tables]
-    return jnp.where(code < LANES, *values)
+def _joined(sums: Float[Array, "m 2*rows"]) -> Float[Array, "m rows"]:
+    """Adds the sums of lower halves, on even lanes, to those of upper halves beside them, and closes the gaps."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, (sums.shape[0], LANES), 1)
+    parts = []
+    for start in range(0, sums.shape[1], LANES):
+        lower = sums[:, start : start + LANES]
+        upper = pltpu.roll(lower, LANES - 1, 1)
+        whole = jnp.where(jnp.abs(upper) < jnp.inf, lower + upper, upper)  # 0 times infinity is in the lower sum only
+        parts.append(jnp.take_along_axis(whole, 2 * lane % LANES, axis=1, mode="promise_in_bounds"))
+    pairs = zip(parts[0::2], parts[1::2], strict=True)
+    return jnp.concatenate([jnp.where(lane < LANES // 2, left, right) for left, right in pairs], axis=1)
