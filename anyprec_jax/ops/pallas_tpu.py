@@ -83,9 +83,9 @@ def matmul(
         tiles=tiles,
         words_first=_is_turned(n, words),
         entries_first=_is_turned(n, codebook.shape[-1]),
+        interpret=bool(interpret),
     )
-    padded_m, padded_words = pl.cdiv(m, tiles.batch) * tiles.batch, pl.cdiv(words, tiles.words) * tiles.words
-    by_column = jnp.stack([_by_column(limb, padded_m, padded_words) for limb in _limbs(x)], axis=1)
+    by_column = jnp.stack([_by_column(limb, words, tiles) for limb in _limbs(x)], axis=1)
     operands = []
     if plan.sublane_columns:
         operands.append(_doubled(_take(by_column, plan.sublane_columns)))
@@ -102,6 +102,7 @@ class _Plan:
     tiles: TpuTiles
     words_first: bool  # planes come as [words, n], codebooks ...
     entries_first: bool  # ... as [entries, n]
+    interpret: bool
 
     @property
     def lane_columns(self) -> tuple[int, ...]:
@@ -145,27 +146,28 @@ def _limbs(x: Float[Array, "m k"]) -> list[Float[Array, "m k"]]:
     return limbs
 
 
-def _by_column(limb: Float[Array, "m k"], padded_m: int, words: int) -> Float[Array, "32 {padded_m} {words}"]:
+def _by_column(limb: Float[Array, "m k"], words: int, tiles: TpuTiles) -> Float[Array, "32 blocks padded_m tile_words"]:
     """Padded with zeros, so that it counts nothing what the kernel reads beyond the matrix."""
     m, k = limb.shape
-    padded = jnp.pad(limb, ((0, padded_m - m), (0, words * WORD_BITS - k)))
-    return padded.reshape(padded_m, words, WORD_BITS).transpose(2, 0, 1)
+    padded_m, blocks = pl.cdiv(m, tiles.batch) * tiles.batch, pl.cdiv(words, tiles.words)
+    padded = jnp.pad(limb, ((0, padded_m - m), (0, blocks * tiles.words * WORD_BITS - k)))
+    return padded.reshape(padded_m, blocks, tiles.words, WORD_BITS).transpose(3, 1, 0, 2)
 
 
 def _take(by_column: Array, columns: tuple[int, ...]) -> Array:
     return by_column if len(columns) == WORD_BITS else by_column[jnp.array(columns)]
 
 
-def _doubled(by_column: Float[Array, "column limb m words"]) -> Float[Array, "column limb m 2*words"]:
+def _doubled(by_column: Float[Array, "column limb block m words"]) -> Float[Array, "column limb block m 2*words"]:
     """For the lower and the upper half of each centroid. What is not finite meets the upper half only: a lower half may be 0."""
     doubled = jnp.repeat(by_column, 2, axis=-1)
-    is_upper = (jnp.arange(doubled.shape[-1]) % 2 == 1).reshape(1, 1, 1, -1)
+    is_upper = (jnp.arange(doubled.shape[-1]) % 2 == 1).reshape(1, 1, 1, 1, -1)
     return jnp.where(is_upper | jnp.isfinite(doubled), doubled, 0)
 
 
 def _call(layer, operands: list[Array], bitplanes, codebook, *, dtype, plan: _Plan, interpret) -> Array:
     tiles, entries = plan.tiles, codebook.shape[-1]
-    _, num_limbs, padded_m, _ = operands[0].shape
+    _, num_limbs, _, padded_m, _ = operands[0].shape
     n, words = bitplanes.shape[2:]
     codebook = jax.lax.bitcast_convert_type(codebook, jnp.uint16)  # TPUs have no float16
     planes_block = pl.BlockSpec(
@@ -182,13 +184,11 @@ def _call(layer, operands: list[Array], bitplanes, codebook, *, dtype, plan: _Pl
         codebook_block = pl.BlockSpec((None, entries, tiles.rows), lambda batch, row, word, layer: (layer[0], 0, row))
     x_blocks = [
         pl.BlockSpec(
-            (len(operand), num_limbs, tiles.batch, tiles.words * operand.shape[-1] // operands[-1].shape[-1]),
-            lambda batch, row, word, layer: (0, 0, batch, word),
+            (len(operand), num_limbs, None, tiles.batch, operand.shape[-1]),
+            lambda batch, row, word, layer: (0, 0, word, batch, 0),
         )
         for operand in operands
     ]
-    if not plan.lane_columns:
-        x_blocks = [pl.BlockSpec((WORD_BITS, num_limbs, tiles.batch, 2 * tiles.words), x_blocks[0].index_map)]
     return pl.pallas_call(
         functools.partial(_kernel, plan=plan),
         out_shape=jax.ShapeDtypeStruct((padded_m, n), dtype),
@@ -312,7 +312,7 @@ def _weights_along_sublanes(planes_ref, table_ref, plan: _Plan) -> Iterator[tupl
         fields = _fields(index_planes, first, _NIBBLE) if columns else None
         for column in columns:
             index = _field(fields, column // _NIBBLE, _NIBBLE, min(plan.precision, _INDEX_BITS))
-            values = [_gather_sublanes(table, index) for table in tables]
+            values = [_gather_sublanes(table, index, whole=plan.interpret) for table in tables]
             for plane in selectors[::-1]:
                 is_odd = (plane & jnp.uint32(1 << column)) != jnp.uint32(0)
                 values = [jnp.where(is_odd, odd, even) for even, odd in zip(values[0::2], values[1::2], strict=True)]
@@ -356,11 +356,14 @@ def _shifted_right(words: Array, distance: int) -> Array:
     return words >> jnp.uint32(distance) if distance > 0 else words << jnp.uint32(-distance)
 
 
-def _gather_sublanes(table: Int32[Array, "8 rows"], index: Int32[Array, "words rows"]) -> Int32[Array, "words rows"]:
-    """`table[index[i, j], j]`, a register of 8 sublanes at a time."""
+def _gather_sublanes(
+    table: Int32[Array, "8 rows"], index: Int32[Array, "words rows"], *, whole: bool
+) -> Int32[Array, "words rows"]:
+    """`table[index[i, j], j]`, a register of 8 sublanes at a time, or at once, which the interpreter compiles sooner."""
+    step = len(index) if whole else SUBLANES
     parts = [
-        jnp.take_along_axis(table, index[start : start + SUBLANES], axis=0, mode="promise_in_bounds")
-        for start in range(0, index.shape[0], SUBLANES)
+        jnp.take_along_axis(table, index[start : start + step], axis=0, mode="promise_in_bounds")
+        for start in range(0, len(index), step)
     ]
     return jnp.concatenate(parts, axis=0)
 
