@@ -244,12 +244,15 @@ def _kernel(layer_ref, planes_ref, codebook_ref, *refs, plan: _Plan) -> None:
             way.table_ref[...] = _table(codebook_ref, way, plan)
             way.sum_ref[...] = jnp.zeros(way.sum_ref.shape, jnp.float32)
 
-    for way in ways:
-        weights = _weights_along_lanes if way.along_lanes else _weights_along_sublanes
-        total = jnp.zeros(way.sum_ref.shape, jnp.float32)
-        for position, tile in weights(planes_ref, way.table_ref, plan):
-            x = way.x_ref[position].reshape(total.shape[0], -1)
-            total += _dot(x, pltpu.bitcast(tile, jnp.bfloat16), contract=1 if way.along_lanes else 0)
+    totals = [jnp.zeros(way.sum_ref.shape, jnp.float32) for way in ways]
+    for which, (position, weights) in _in_turns(
+        [(_weights_along_lanes if way.along_lanes else _weights_along_sublanes)(planes_ref, way.table_ref, plan) for way in ways],
+        [way.x_ref.shape[0] for way in ways],
+    ):
+        x = ways[which].x_ref[position].reshape(totals[which].shape[0], -1)
+        contract = 1 if ways[which].along_lanes else 0
+        totals[which] += _dot(x, pltpu.bitcast(weights, jnp.bfloat16), contract=contract)
+    for way, total in zip(ways, totals, strict=True):
         way.sum_ref[...] += total
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
@@ -258,6 +261,16 @@ def _kernel(layer_ref, planes_ref, codebook_ref, *refs, plan: _Plan) -> None:
         batch = plan.tiles.batch
         limbs = [total[start : start + batch] for start in range(0, total.shape[0], batch)]
         out_ref[...] = _sum(limbs[::-1]).astype(out_ref.dtype)  # the smallest first
+
+
+def _in_turns(iterators: list[Iterator], lengths: list[int]) -> Iterator[tuple[int, tuple[int, Array]]]:
+    """Items of all, with the number of their iterator, each at a rate that lets all end together.
+
+    The compiler schedules instructions near where they stand: what keeps different units busy has to stand side by side.
+    """
+    turns = [((item + 1) / length, which) for which, length in enumerate(lengths) for item in range(length)]
+    for _, which in sorted(turns):
+        yield which, next(iterators[which])
 
 
 def _dot(x: Array, weights: Array, *, contract: int) -> Array:
