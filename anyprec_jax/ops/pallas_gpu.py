@@ -117,9 +117,9 @@ def _kernel(layer_ref, x_ref, planes_ref, codebook_ref, out_ref, *, triton, tile
             for member in range(_UNROLLED):
                 column = group * _UNROLLED + member
                 code = _code(planes, column)
-                centroids = triton.load(
-                    codebook_ref.at[layer, row, code], mask=is_inside, other=jnp.float16(0)
-                ).astype(jnp.float32)
+                centroids = triton.load(codebook_ref.at[layer, row, code], mask=is_inside, other=jnp.float16(0)).astype(
+                    jnp.float32
+                )
                 sums = tuple(
                     total + centroids * _row_of_x(triton, x_ref, column, first_x + i, first_word, tiles, words)
                     for i, total in enumerate(sums)

@@ -246,7 +246,10 @@ def _kernel(layer_ref, planes_ref, codebook_ref, *refs, plan: _Plan) -> None:
 
     totals = [jnp.zeros(way.sum_ref.shape, jnp.float32) for way in ways]
     for which, (position, weights) in _in_turns(
-        [(_weights_along_lanes if way.along_lanes else _weights_along_sublanes)(planes_ref, way.table_ref, plan) for way in ways],
+        [
+            (_weights_along_lanes if way.along_lanes else _weights_along_sublanes)(planes_ref, way.table_ref, plan)
+            for way in ways
+        ],
         [way.x_ref.shape[0] for way in ways],
     ):
         x = ways[which].x_ref[position].reshape(totals[which].shape[0], -1)
