@@ -9,7 +9,7 @@ and shared memory, by ptxas. `make aot` installs the compilers, which need no de
 """
 
 import argparse
-import glob
+import importlib.metadata
 import json
 import os
 import re
@@ -106,8 +106,6 @@ def environment(platform: str, dump: str) -> dict[str, str]:
 
 
 def ptxas() -> Path:
-    import importlib.metadata
-
     for file in importlib.metadata.files("nvidia-cuda-nvcc") or ():
         if file.name == "ptxas":
             return Path(str(file.locate()))
@@ -180,20 +178,17 @@ def gpu_figures() -> Iterator[tuple[str, dict[str, float]]]:
         for precision, rows, dtype in cases():
             clear_dump()
             compiled(pallas_gpu.matmul, description.devices[0], "cuda", precision, rows, dtype)
-            programs = [path for path in glob.glob(f"{os.environ['DUMP']}/*.ptx") if NAME_OF_GPU_KERNEL in read(path)]
+            programs = [path for path in Path(os.environ["DUMP"]).glob("*.ptx") if pallas_gpu.NAME in read(path)]
             if len(programs) != 1:
-                raise SystemExit(f"error: expected one kernel named {NAME_OF_GPU_KERNEL} in the dump, got {programs}")
+                raise SystemExit(f"error: expected one kernel named {pallas_gpu.NAME} in the dump, got {programs}")
             yield f"{name} {precision} bits, {rows} x {dtype}", assembled(programs[0])
 
 
-NAME_OF_GPU_KERNEL = "anyprec_matmul_gpu"
-
-
-def assembled(program: str) -> dict[str, float]:
+def assembled(program: Path) -> dict[str, float]:
     """What ptxas says of the kernel; it is the last of its PTX file."""
     target = re.search(r"\.target (\w+)", read(program))
     assert target is not None
-    command = [str(ptxas()), "-v", f"-arch={target[1]}", program, "-o", f"{program}.cubin"]
+    command = [str(ptxas()), "-v", f"-arch={target[1]}", str(program), "-o", f"{program}.cubin"]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers, stores, loads = (
         re.search(pattern, report)
@@ -201,7 +196,7 @@ def assembled(program: str) -> dict[str, float]:
     )
     assert registers is not None and stores is not None and loads is not None, report
     shared = re.search(r"(\d+) bytes smem", report)
-    # Triton allots its shared memory at launch; its size stands in the module that XLA wraps it in, not in the PTX.
+    # What Triton allots at launch, for the sums across warps, is not in the PTX, and so not here.
     return {
         "registers": int(registers[1]),
         "spilled_bytes": int(stores[1]) + int(loads[1]),
@@ -217,14 +212,15 @@ def clear_dump() -> None:
 def dumped(kind: str) -> str:
     """The text of the kernel's final dump of a kind."""
     other = re.compile("schedule|static_gap|TLP|<late|pre-delay")
-    files = [path for path in glob.glob(f"{os.environ['DUMP']}/*anyprec_matmul_tpu*{kind}*") if not other.search(path)]
+    paths = Path(os.environ["DUMP"]).glob(f"*anyprec_matmul_tpu*{kind}*")
+    files = [path for path in paths if not other.search(path.name)]
     if len(files) != 1:
         raise SystemExit(f"error: expected one dump of {kind}, got {files}: another libtpu than the pinned one?")
     return read(files[0])
 
 
-def read(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8", errors="replace")
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def count_bundles(text: str) -> int:
