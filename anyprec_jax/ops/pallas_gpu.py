@@ -4,9 +4,8 @@ Each program takes a few rows of the matrix and walks along them, a tile of word
 order. All products are ordinary fused multiply-adds in float32: at few rows of x they are not what takes the time.
 
 **Pallas for Triton is deprecated from JAX 0.11 on and will be removed.** What replaces it is Mosaic GPU, the default of
-`pallas_call` on CUDA since JAX 0.10. A port of this kernel fails there today: with lane semantics a look-up, or any reduction
-of a tile that mixes 32-bit words and their bits, finds no layout that both sides accept, and with warpgroup semantics it does not
-finish compiling. All that is specific to Triton is in `_triton`; where that finds none, `why_unavailable` says so.
+`pallas_call` on CUDA since JAX 0.10. There, a naive port of this kernel's prototype failed on layouts with lane semantics, and with
+warpgroup semantics it did not finish compiling. All that is specific to Triton is in `_triton`; where that finds none, `why_unavailable` says so.
 """
 
 import functools

@@ -16,7 +16,7 @@ between two ways to look codes up, which keep different units busy:
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -225,9 +225,9 @@ def _scratch(plan: _Plan, rows_of_x: int) -> list:
 class _Way(NamedTuple):
     """One of the ways to look up: its operand, scratch and functions."""
 
-    x_ref: object
-    table_ref: object
-    sum_ref: object
+    x_ref: Any  # JAX publishes no type for a reference
+    table_ref: Any
+    sum_ref: Any
     along_lanes: bool
 
 
@@ -325,7 +325,9 @@ def _weights_along_sublanes(planes_ref, table_ref, plan: _Plan) -> Iterator[tupl
     selectors, index_planes = planes[:-_INDEX_BITS], planes[-_INDEX_BITS:]
     for first in range(_NIBBLE):
         columns = [column for column in plan.sublane_columns if column % _NIBBLE == first]
-        fields = _fields(index_planes, first, _NIBBLE) if columns else None
+        if not columns:
+            continue
+        fields = _fields(index_planes, first, _NIBBLE)
         for column in columns:
             index = _field(fields, column // _NIBBLE, _NIBBLE, min(plan.precision, _INDEX_BITS))
             values = [_gather_sublanes(table, index, whole=plan.interpret) for table in tables]
@@ -341,7 +343,9 @@ def _weights_along_lanes(planes_ref, table_ref, plan: _Plan) -> Iterator[tuple[i
     width = _NIBBLE if plan.precision <= _NIBBLE else _BYTE
     for first in range(width):
         columns = [column for column in plan.lane_columns if column % width == first]
-        fields = _fields(planes, first, width) if columns else None
+        if not columns:
+            continue
+        fields = _fields(planes, first, width)
         for column in columns:
             code = _field(fields, column // width, width, plan.precision)
             index = code & (LANES - 1) if len(tables) > 1 else code
