@@ -5,7 +5,8 @@ order. All products are ordinary fused multiply-adds in float32: at few rows of 
 
 **Pallas for Triton is deprecated from JAX 0.11 on and will be removed.** What replaces it is Mosaic GPU, the default of
 `pallas_call` on CUDA since JAX 0.10. There, a naive port of this kernel's prototype failed on layouts with lane semantics, and with
-warpgroup semantics it did not finish compiling. All that is specific to Triton is in `_triton`; where that finds none, `why_unavailable` says so.
+warpgroup semantics it did not finish compiling. All that is specific to Triton comes through `_triton`; where that finds none,
+`why_unavailable` says so.
 """
 
 import functools
