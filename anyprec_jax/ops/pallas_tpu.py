@@ -388,7 +388,7 @@ def _gather_sublanes(
     return jnp.concatenate(parts, axis=0)
 
 
-def _joined(sums: Float[Array, "m 2*rows"]) -> Float[Array, "m rows"]:
+def _joined(sums: Float[Array, "m twice_rows"]) -> Float[Array, "m twice_rows//2"]:
     """Adds the sums of lower halves, on even lanes, to those of upper halves beside them, and closes the gaps."""
     lane = jax.lax.broadcasted_iota(jnp.int32, (sums.shape[0], LANES), 1)
     parts = []
