@@ -81,7 +81,7 @@ def matmul(
     plan = _Plan(
         precision=precision,
         tiles=tiles,
-        words_first=_is_turned(n, words),
+        words_first=tiles.words < LANES or _is_turned(n, words),  # along lanes a block has 128 words, or all
         entries_first=_is_turned(n, codebook.shape[-1]),
         interpret=bool(interpret),
     )

@@ -150,13 +150,18 @@ class TestLowering:
         assert [platform for platform, text in lowered.items() if "tpu_custom_call" in text] == ["tpu"]
         np.testing.assert_array_equal(jax.jit(either)(*operands), np.zeros((1, 8)))
 
-    @pytest.mark.parametrize("precision", range(1, 9))
-    @pytest.mark.parametrize("k", [4096, 2048])
-    def test_lowers_for_tpu(self, precision, k):
+    @pytest.mark.parametrize(
+        ("precision", "n", "k"),
+        [
+            *[(precision, 512, 4096) for precision in (2, 5, 8)],
+            *[(4, n, k) for n, k in [(1, 1), (7, 6400), (8, 64), (33, 33), (130, 70), (512, 2048), (192, 576)]],
+        ],
+    )
+    def test_lowers_for_tpu(self, precision, n, k):
         operands = (
             jax.ShapeDtypeStruct((1, k), jnp.float32),
-            jax.ShapeDtypeStruct((2, 8, 512, k // 32), jnp.uint32),
-            jax.ShapeDtypeStruct((2, 512, 2**precision), jnp.float16),
+            jax.ShapeDtypeStruct((2, 8, n, -(-k // 32)), jnp.uint32),
+            jax.ShapeDtypeStruct((2, n, 2**precision), jnp.float16),
             jax.ShapeDtypeStruct((), jnp.int32),
         )
         traced = jax.jit(pallas_tpu.matmul).trace(*operands)
