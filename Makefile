@@ -14,7 +14,7 @@ INSTALLED := pyproject.toml constraints.txt $(NATIVE)
 pip_install = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable
 quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Success\|ERROR\|error\)/p'
 
-.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-peers parity clean
+.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -66,6 +66,18 @@ bench-quality: $(VENV)/bench.installed .cache/data/.complete
 
 bench-peers: $(VENV)/bench.installed  ## build llama.cpp (five minutes), so that benchmarks compare with it
 	$(BIN)/python -m benchmarks.llamacpp_build --peers .cache/peers --jobs $(CMAKE_BUILD_PARALLEL_LEVEL)
+
+aot: .cache/aot/.complete  ## compile the TPU and GPU kernels without a device; fail if one got worse (AOT=--record)
+	.cache/aot/venv/bin/python -m benchmarks.anyprec_aot $(AOT)
+
+.cache/aot/.complete: benchmarks/aot-requirements.txt $(INSTALLED)
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, and none was found: install it or set PYTHON=" >&2; exit 2; }
+	@echo "installing compilers for TPU and GPU into .cache/aot/venv (1 GB) ..."
+	"$(PYTHON)" -m venv .cache/aot/venv
+	.cache/aot/venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar off --constraint constraints.txt \
+		--editable .
+	.cache/aot/venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --requirement $<
+	@touch $@
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, and none was found: install it or set PYTHON=" >&2; exit 2; }

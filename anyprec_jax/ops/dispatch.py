@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from anyprec_jax.array import Matrix, PreparedArray, check_precision
-from anyprec_jax.ops import cpu, operations
+from anyprec_jax.ops import cpu, operations, pallas_gpu, pallas_tpu
 from anyprec_jax.ops.transforms import Operation
 
-Implementation = Literal["xla", "cpu"]
+Implementation = Literal["xla", "cpu", "pallas_tpu", "pallas_gpu"]
 
 
 def matmul(
@@ -36,8 +36,9 @@ def matmul(
       array: one matrix, or with `layer` a stack of them; as it is, or prepared.
       precision: bits per weight, seed <= precision <= parent.
       layer: which matrix of the stack, 0 <= layer < number of matrices; may be traced, as in a `jax.lax.scan`.
-      implementation: "xla" runs everywhere; "cpu" is the native one, for float32 and bfloat16; None picks the best
-        that works on the platform and for this number of rows, and never fails.
+      implementation: "xla" runs everywhere; "cpu" is the native one; "pallas_tpu" and "pallas_gpu" are kernels for what their names
+        say, and exact; None picks the best that works on the platforms that are here and for this number of rows, and never fails. All
+        but "xla" take float32 and bfloat16.
       arithmetic: what the native product may round, "exact", "int16" or "int8", with the error bounds of `ops.cpu.matmul`; None is
         "int16" up to 16 rows of x, and exact products of decoded weights above. Naming one asks for implementation "cpu".
       isa: the instruction set of the native product, "portable", "avx2" or "avx512"; None is the best of this processor. Naming one
@@ -45,8 +46,8 @@ def matmul(
 
     Raises:
       ValueError: if `x` is not floating point or its last axis is not `k`, if `array` has no such `precision`, if
-        `layer` is missing for a stack or given for one matrix, or if "cpu" cannot take the dtype of `x`.
-      RuntimeError: if `implementation` is "cpu" and that is not installed; the message says why.
+        `layer` is missing for a stack or given for one matrix, or if a named implementation cannot take the dtype of `x`.
+      RuntimeError: if a named implementation is not available; the message says why.
       jax.errors.JaxRuntimeError: when it runs, if this processor lacks `isa`, or a traced `layer` is outside the stack.
     """
     _check(x, array, layer)
@@ -87,6 +88,8 @@ def matmul_mixed(
     if not isinstance(precisions, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
         for precision in np.unique(np.asarray(precisions)):
             check_precision(array, int(precision))
+    if implementation not in (None, "xla", "cpu"):
+        raise ValueError(f"implementation of mixed precisions must be 'xla', 'cpu' or None, got {implementation!r}")
     _select(implementation, x.dtype, arithmetic, isa)
     is_native = implementation == "cpu" or arithmetic is not None or isa is not None
     has_native = cpu.why_unavailable() is None and x.dtype in cpu.DTYPES and implementation != "xla"
@@ -145,19 +148,30 @@ def _select(
     ):
         if value is not None and value not in choices:
             raise ValueError(f"{name} must be one of {choices} or None, got {value!r}")
-    is_native = arithmetic is not None or isa is not None
+    if arithmetic is not None or isa is not None:
+        if implementation not in (None, "cpu"):
+            raise ValueError(
+                f"arithmetic and isa are those of implementation 'cpu', but implementation is {implementation!r}"
+            )
+        implementation = "cpu"
+    if implementation is None:
+        return operations.best() if dtype in cpu.DTYPES else operations.xla
     if implementation == "xla":
-        if is_native:
-            raise ValueError("arithmetic and isa are those of implementation 'cpu', but implementation is 'xla'")
         return operations.xla
-    reason = cpu.why_unavailable()
-    if implementation == "cpu" or is_native:
-        if reason is not None:
-            raise RuntimeError(f"implementation 'cpu' is not available: {reason}")
-        if dtype not in cpu.DTYPES:
-            raise ValueError(f"implementation 'cpu' takes x of {' or '.join(map(str, cpu.DTYPES))}, got {dtype}")
+    reason = {
+        "cpu": cpu.why_unavailable,
+        "pallas_tpu": pallas_tpu.why_unavailable,
+        "pallas_gpu": pallas_gpu.why_unavailable,
+    }[implementation]()
+    if reason is not None:
+        raise RuntimeError(f"implementation {implementation!r} is not available: {reason}")
+    if dtype not in cpu.DTYPES:
+        raise ValueError(
+            f"implementation {implementation!r} takes x of {' or '.join(map(str, cpu.DTYPES))}, got {dtype}"
+        )
+    if implementation == "cpu":
         return operations.native(arithmetic, isa)
-    return operations.best() if reason is None and dtype in cpu.DTYPES else operations.xla
+    return operations.pallas("tpu" if implementation == "pallas_tpu" else "gpu")
 
 
 @functools.partial(jax.jit, static_argnames="operation")  # a call outside `jit` then copies no planes

@@ -1,6 +1,7 @@
 """The implementations of the product as operations (see `transforms`): in XLA, native, and native where that is best."""
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jaxtyping import Array
 
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.bitplanes import unpadded
-from anyprec_jax.ops import cpu
+from anyprec_jax.ops import cpu, pallas_gpu, pallas_tpu
 from anyprec_jax.ops.reference import dequantize, matmul_xla
 from anyprec_jax.ops.transforms import Operation, precision_of, with_gradient, with_vmap
 
@@ -36,11 +37,27 @@ def native(arithmetic: cpu.Arithmetic | None, isa: cpu.Isa | None) -> Operation:
 
 
 @functools.cache
+def pallas(platform: Literal["tpu", "gpu"]) -> Operation:
+    """The Pallas kernel for a platform."""
+    return with_gradient(with_vmap(functools.partial(_pallas, platform)), xla)
+
+
+@functools.cache
 def best() -> Operation:
     """Whatever is fastest on the platform that the program is compiled for, and always works."""
 
     def forward(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
-        return jax.lax.platform_dependent(x, planes, codebook, layer, cpu=native(None, None), default=xla)
+        branches: dict[str, Operation] = {}
+        if cpu.why_unavailable() is None:
+            branches["cpu"] = native(None, None)
+        # Every branch is traced, and the Pallas kernels take seconds: only where there is a device that could run them. Rows are counted
+        # here because vmap adds some.
+        here = jax.default_backend() if x.shape[0] <= MAX_DECODE_ROWS else None
+        if here == "tpu" and pallas_tpu.why_unavailable() is None:
+            branches["tpu"] = functools.partial(_pallas, "tpu")
+        if here == "gpu" and pallas_gpu.why_unavailable() is None:
+            branches["cuda"] = functools.partial(_pallas, "gpu")
+        return jax.lax.platform_dependent(x, planes, codebook, layer, **branches, default=xla)
 
     return with_gradient(with_vmap(forward), xla)
 
@@ -57,6 +74,15 @@ def weights(planes: Array, codebook: Array, layer: Array, *, k: int) -> Array:
     if cpu.why_unavailable() is not None:
         return plain(planes, codebook, layer)
     return jax.lax.platform_dependent(planes, codebook, layer, cpu=decode, default=plain)
+
+
+# Traced once for all programs: the kernels are long.
+@functools.partial(jax.jit, static_argnums=0)
+def _pallas(platform: Literal["tpu", "gpu"], x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
+    if planes.ndim == 3:
+        planes = unpadded(planes, n=codebook.shape[1], k=x.shape[-1])
+    matmul = pallas_tpu.matmul if platform == "tpu" else pallas_gpu.matmul
+    return matmul(x, planes, codebook, layer)
 
 
 def _decode_then_multiply(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
