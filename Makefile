@@ -14,6 +14,9 @@ INSTALLED := pyproject.toml constraints.txt $(NATIVE)
 pip_install = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable
 quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Success\|ERROR\|error\)/p'
 
+# Two processes for two cores; JAX's own threads fill only part of them.
+PYTEST_WORKERS := -n 2 --dist worksteal
+
 .PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
@@ -26,7 +29,7 @@ demo: $(VENV)/demo.installed .cache/data/.complete  ## quantize a real language 
 	$(BIN)/python -m examples.demo --data .cache/data --out demo
 
 test: $(VENV)/test.installed  ## the test suite
-	$(BIN)/python -m pytest --durations=20
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) --durations=20
 
 test-native: $(VENV)/bench.installed  ## the C++ kernels alone, under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DANYPREC_SANITIZE=ON > /dev/null
@@ -34,7 +37,7 @@ test-native: $(VENV)/bench.installed  ## the C++ kernels alone, under AddressSan
 	build/sanitize/product_test
 
 test-all: $(VENV)/test.installed  ## the test suite with the slow tests
-	$(BIN)/python -m pytest --durations=20 -m "not gpu"
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) --durations=20 -m "not gpu"
 
 parity: $(VENV)/parity.installed  ## install torch and transformers, so that `make test` compares with them too
 

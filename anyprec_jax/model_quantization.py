@@ -36,7 +36,7 @@ from anyprec_jax.checkpoint.orbax import save_artefact
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.models.families import parameter_shapes
 from anyprec_jax.models.fusion import LINEARS, linears
-from anyprec_jax.models.model import HEADS, Model, with_affine_head
+from anyprec_jax.models.model import Model, with_affine_head
 from anyprec_jax.quantization import FLOAT16_OVERFLOW, quantize
 
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -85,7 +85,7 @@ def quantize_model(
     if head_precision not in (affine.BITS, None):
         raise ValueError(f"head_precision must be {affine.BITS} or None, got {head_precision!r}")
     model = load(source)
-    _require_quantizable(model, source, head_precision)
+    _require_quantizable(model, source)
     _require_storable(model, source)
     windows = None if calibration is None else _windows(model, calibration)
     provenance = _provenance(source, config, head_precision, calibration, windows)
@@ -104,13 +104,9 @@ def quantize_model(
         shutil.rmtree(folder)
 
 
-def _require_quantizable(model: Model, source: Path, head_precision: int | None) -> None:
+def _require_quantizable(model: Model, source: Path) -> None:
     if any(isinstance(leaf, Matrix) for leaf in linears(model.params["layers"]).values()):
         raise ValueError(f"{source} is quantized already: give the model it was made from")
-    for name in HEADS if head_precision is not None else ():
-        if name in model.params and not np.isfinite(weights := np.asarray(model.params[name])).all():
-            row, column = np.argwhere(~np.isfinite(weights))[0]
-            raise ValueError(f"{source}: {name} is {weights[row, column]} at row {row}, column {column}")
     for name in LINEARS:
         leaf = model.params["layers"][name]
         for layer, weights in enumerate(np.asarray(leaf)):

@@ -312,7 +312,8 @@ def test_an_artefact_without_an_affine_head_still_loads(artefact: Path, tmp_path
     np.testing.assert_array_equal(old.params["embedding"], plain["embedding"])
     assert inspect(tmp_path / "old")["affine"] == {}
     a, b = (forward(m.params, TOKENS, m.config, precision=4) for m in (model, old))
-    np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(jnp.asarray(b)).max()))
+    # The native product of affine rows rounds activations to 16 bits, the plain one nothing.
+    np.testing.assert_allclose(a, b, atol=5e-4 * float(jnp.abs(jnp.asarray(b)).max()))
 
 
 def test_an_affine_head_alone_is_not_saved(artefact: Path, tmp_path: Path) -> None:

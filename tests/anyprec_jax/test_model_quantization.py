@@ -362,6 +362,5 @@ class TestHeadPrecision:
         embedding = np.array(model.params["embedding"])
         embedding[7, 5] = np.nan
         save(tmp_path / "nan", Model(model.config, model.params | {"embedding": jnp.asarray(embedding)}))
-        with pytest.raises(ValueError, match="embedding is nan at row 7, column 5"):
+        with pytest.raises(ValueError, match=r"embedding is nan at \[7, 5\]"):
             quantize_model(tmp_path / "nan", tmp_path / "out", CONFIG, calibration=None)
-        quantize_model(tmp_path / "nan", tmp_path / "out", CONFIG, calibration=None, head_precision=None)
