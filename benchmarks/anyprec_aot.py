@@ -92,7 +92,13 @@ def in_own_process(platform: str) -> Figures:
 
 def environment(platform: str, dump: str) -> dict[str, str]:
     """Everything is set before JAX is imported."""
-    variables = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "DUMP": dump}
+    variables = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "DUMP": dump,
+    }
     if platform == "tpu":
         passes = ".*(final_bundles|per-bundle).*"
         variables["LIBTPU_INIT_ARGS"] = (
