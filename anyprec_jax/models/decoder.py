@@ -30,7 +30,7 @@ from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.fusion import LINEARS as LINEARS
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.rope import rotate, rotation
-from anyprec_jax.ops import matmul, matmul_affine
+from anyprec_jax.ops import cpu, matmul, matmul_affine
 
 _MIN_PREFIX = 128  # positions of the cache: fewer are read as fast
 
@@ -258,7 +258,7 @@ def _continued_sequences(
         query, key, value = _attention_inputs(layer, hidden, angles, config, precision)
         keys = keys.at[index, rows, :, :, slots].set(key.astype(keys.dtype), mode="drop", unique_indices=True)
         values = values.at[index, rows, :, slots].set(value.astype(values.dtype), mode="drop", unique_indices=True)
-        attended = _cached_attention(query, keys, values, index, mask, attention)
+        attended = _cached_attention(query, keys, values, index, mask, positions, attention)
         return (_layer_output(layer, hidden, attended, config, precision), keys, values), None
 
     start = (embed(params, tokens, config), cache.keys, cache.values)
@@ -269,9 +269,29 @@ def _continued_sequences(
 
 
 def _cached_attention(
-    query: Array, keys: Array, values: Array, index: Array, mask: Array, attention: Attention
+    query: Array, keys: Array, values: Array, index: Array, mask: Array, positions: Array, attention: Attention
 ) -> Array:
     """`attention` of new positions [batch, seq, heads, head_dim] to what one layer's cache holds, themselves included.
+
+    One position at a time, exact attention on CPU is a native call that reads the cache in place.
+    """
+    plain = functools.partial(_prefix_attention, attention=attention)
+    is_step = query.shape[1] == 1 and attention is dot_product_attention
+    if not is_step or query.dtype != jnp.float32 or keys.dtype != jnp.float32 or cpu.why_unavailable() is not None:
+        return plain(query, keys, values, index, mask, positions)
+
+    def native(query: Array, keys: Array, values: Array, index: Array, mask: Array, positions: Array) -> Array:
+        # A row that does not fit into its cache becomes NaN elsewhere.
+        lengths = jnp.clip(positions[:, 0] + 1, 1, mask.shape[2])
+        return cpu.attention(query[:, 0], keys, values, index, lengths)[:, None]
+
+    return jax.lax.platform_dependent(query, keys, values, index, mask, positions, cpu=native, default=plain)
+
+
+def _prefix_attention(
+    query: Array, keys: Array, values: Array, index: Array, mask: Array, positions: Array, *, attention: Attention
+) -> Array:
+    """The same in XLA, whatever `attention` is.
 
     One position at a time, only as much of the cache is read as is filled, up to the next power of two. That costs a compiled
     branch for every power: longer pieces read all of it.

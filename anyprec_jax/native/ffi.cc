@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention.h"
 #include "job.h"
 #include "product.h"
 
@@ -343,7 +344,59 @@ ffi::Future affine_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::BufferR2<
   }
 }
 
+// query [batch, heads, head_dim], keys [layers, batch, kv_heads, head_dim, room], values [layers, batch, kv_heads, room, head_dim],
+// layer [], lengths [batch] -> [batch, heads, head_dim]. The cache is passed whole and by address, like a stack of matrices.
+ffi::Future attention(ffi::ThreadPool pool, ffi::BufferR3<ffi::F32> query, ffi::Buffer<ffi::F32> keys,
+                      ffi::Buffer<ffi::F32> values, ffi::BufferR0<ffi::S32> layer, ffi::BufferR1<ffi::S32> lengths,
+                      ffi::ResultBufferR3<ffi::F32> out) {
+  const Dimensions shape = keys.dimensions(), queries = query.dimensions();
+  if (shape.size() != 5) return failed(invalid("keys must be [layers, batch, kv_heads, head_dim, room], got ", to_string(shape)));
+  const int64_t layers = shape[0], batch = shape[1], kv_heads = shape[2], head_dim = shape[3], room = shape[4];
+  if (!equal(values.dimensions(), {layers, batch, kv_heads, room, head_dim}))
+    return failed(invalid("keys ", to_string(shape), " need values with the last two axes exchanged, got ", to_string(values.dimensions())));
+  if (queries[0] != batch || queries[2] != head_dim || kv_heads == 0 || queries[1] % kv_heads != 0)
+    return failed(invalid("keys ", to_string(shape), " need a query [batch, multiple of kv_heads, head_dim], got ", to_string(queries)));
+  if (!equal(out->dimensions(), {queries[0], queries[1], queries[2]}))
+    return failed(invalid("the result must be ", to_string(queries), ", got ", to_string(out->dimensions())));
+  if (!equal(lengths.dimensions(), {batch})) return failed(invalid("lengths must be [", batch, "], got ", to_string(lengths.dimensions())));
+  ANYPREC_CHECK(check_layer(*layer.typed_data(), layers));
+  const int64_t per_head = queries[1] / kv_heads, first_head = *layer.typed_data() * batch * kv_heads;
+  int64_t work = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int32_t length = lengths.typed_data()[b];
+    if (length < 1 || length > room) return failed(invalid("lengths must be in [1, ", room, "], got ", length));
+    work += 2 * length * head_dim * kv_heads;
+  }
+  const float *q = query.typed_data(), *k = keys.typed_data(), *v = values.typed_data();
+  const int32_t* wanted = lengths.typed_data();
+  float* result = out->typed_data();
+  try {
+    auto scratch = std::make_shared<std::vector<float>>(batch * queries[1] * room);
+    // Heads are the rows of this product; Job hands them out in multiples of kRowMultiple.
+    const int64_t heads = batch * kv_heads, step = anyprec::kRowMultiple;
+    return anyprec::Job::run(pool, heads * step, 4 * work, [=](int64_t first, int64_t last) {
+      for (int64_t head = first / step; head < last / step; ++head) {
+        const int64_t cached = (first_head + head) * head_dim * room, queried = head * per_head * head_dim;
+        anyprec::attend({q + queried, per_head, k + cached, v + cached, room, wanted[head / kv_heads], head_dim, result + queried,
+                         scratch->data() + head * per_head * room});
+      }
+    });
+  } catch (const std::bad_alloc&) {
+    return failed(ffi::Error(ffi::ErrorCode::kResourceExhausted, "anyprec: out of memory"));
+  }
+}
+
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(AnyPrecAttention, attention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::BufferR3<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::BufferR0<ffi::S32>>()
+                                  .Arg<ffi::BufferR1<ffi::S32>>()
+                                  .Ret<ffi::BufferR3<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(AnyPrecMatmul, matmul,
                               ffi::Ffi::Bind()

@@ -17,6 +17,7 @@ _HANDLERS = {
     "anyprec_matmul_mixed": "AnyPrecMatmulMixed",
     "anyprec_dequantize": "AnyPrecDequantize",
     "anyprec_affine_matmul": "AnyPrecAffineMatmul",
+    "anyprec_attention": "AnyPrecAttention",
 }
 LIBRARY = Path(__file__).parent.parent / "native" / "anyprec_native.so"
 Isa = Literal["portable", "avx2", "avx512"]
@@ -128,6 +129,28 @@ def affine_matmul(
     """
     result = jax.ShapeDtypeStruct((x.shape[0], codes.shape[0]), x.dtype)
     return jax.ffi.ffi_call("anyprec_affine_matmul", result)(x, codes, scale, offset, isa=isa or "")
+
+
+def attention(
+    query: Float32[Array, "batch heads head_dim"],
+    keys: Float32[Array, "layers batch kv_heads head_dim room"],
+    values: Float32[Array, "layers batch kv_heads room head_dim"],
+    layer: Int32[Array, ""],
+    lengths: Int32[Array, " batch"],
+) -> Float32[Array, "batch heads head_dim"]:
+    """Exact attention of one new position per row to the first `lengths` positions that one layer's cache holds.
+
+    The cache is passed whole and by address: XLA would copy the layer out of it. Query head h reads key head `h // (heads / kv_heads)`; the
+    query is scaled already. Softmax and sums in float32.
+
+    Raises:
+      ValueError or jax.errors.JaxRuntimeError: when it runs, with the values, if shapes do not fit together, or `layer` or a length is
+        out of range.
+
+    Time: that of reading the positions once.
+    """
+    result = jax.ShapeDtypeStruct(query.shape, jnp.float32)
+    return jax.ffi.ffi_call("anyprec_attention", result)(query, keys, values, layer, lengths)
 
 
 @functools.cache

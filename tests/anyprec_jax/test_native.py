@@ -295,3 +295,65 @@ class TestBadBuffers:
         f = jax.jit(lambda x, layer: native(x, stack, precision=3, layer=layer))
         with pytest.raises(FAILURE, match=r"layer must be in \[0, 2\), got 5"):
             jax.block_until_ready(f(jnp.ones((1, 40)), jnp.int32(5)))
+
+
+@needs_native
+class TestAttention:
+    def wanted(self, query, keys, values, layer, lengths):
+        """softmax(query . key) value in float64, one head after the other."""
+        query, keys, values = (np.asarray(a, np.float64) for a in (query, keys, values))
+        out = np.zeros_like(query)
+        group = query.shape[1] // keys.shape[2]
+        for b, h in np.ndindex(*query.shape[:2]):
+            scores = query[b, h] @ keys[layer, b, h // group][:, : lengths[b]]
+            weights = np.exp(scores - scores.max())
+            out[b, h] = weights / weights.sum() @ values[layer, b, h // group][: lengths[b]]
+        return out
+
+    @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "room"), [(1, 1, 1, 1), (9, 3, 64, 64), (4, 2, 80, 257)])
+    def test_equals_oracle(self, heads, kv_heads, head_dim, room):
+        query = normal(3, heads, head_dim) * 3
+        keys, values = normal(2, 3, kv_heads, head_dim, room, seed=1), normal(2, 3, kv_heads, room, head_dim, seed=2)
+        for lengths in ([1, 1, 1], [room, max(1, room // 2), max(1, room - 1)]):
+            attended = cpu.attention(query, keys, values, jnp.int32(1), jnp.asarray(lengths, jnp.int32))
+            wanted = self.wanted(query, keys, values, 1, lengths)
+            # Scores are sums of head_dim products of normal numbers; their errors are relative errors of the weights.
+            scale = 3 * head_dim * np.abs(np.asarray(query)).max() * 2.0**-24 * 4
+            np.testing.assert_allclose(attended, wanted, rtol=0, atol=scale * np.abs(np.asarray(values)).max())
+
+    def test_positions_beyond_the_length_are_never_read(self):
+        query, keys, values = normal(1, 2, 16), normal(1, 1, 2, 16, 40, seed=1), normal(1, 1, 2, 40, 16, seed=2)
+        poisoned = keys.at[..., 30:].set(jnp.nan), values.at[..., 30:, :].set(jnp.nan)
+        length = jnp.array([30], jnp.int32)
+        np.testing.assert_array_equal(
+            cpu.attention(query, *poisoned, jnp.int32(0), length),
+            cpu.attention(query, keys, values, jnp.int32(0), length),
+        )
+
+    def test_nan_and_far_scores(self):
+        keys, values = jnp.zeros((1, 1, 1, 2, 12)), jnp.ones((1, 1, 1, 12, 2))
+        length = jnp.array([12], jnp.int32)
+        far = cpu.attention(jnp.array([[[1e4, 0.0]]]), keys.at[..., 0, 3].set(1e4), values, jnp.int32(0), length)
+        np.testing.assert_array_equal(far, np.ones((1, 1, 2)))
+        nan = cpu.attention(jnp.array([[[jnp.nan, 0.0]]]), keys, values, jnp.int32(0), length)
+        assert np.isnan(nan).all()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"keys": (1, 1, 2, 16)}, r"keys must be \[layers, batch, kv_heads, head_dim, room\], got \[1, 1, 2, 16\]"),
+            ({"values": (1, 1, 2, 16, 40)}, r"values with the last two axes exchanged, got \[1, 1, 2, 16, 40\]"),
+            ({"query": (1, 3, 16)}, r"multiple of kv_heads, head_dim\], got \[1, 3, 16\]"),
+            ({"layer": 1}, r"layer must be in \[0, 1\), got 1"),
+            ({"length": 41}, r"lengths must be in \[1, 40\], got 41"),
+            ({"length": 0}, r"lengths must be in \[1, 40\], got 0"),
+        ],
+        ids=str,
+    )
+    def test_bad_buffers(self, change, message):
+        given = {"query": (1, 4, 16), "keys": (1, 1, 2, 16, 40), "values": (1, 1, 2, 40, 16), "layer": 0, "length": 3}
+        given |= change
+        call = jax.ffi.ffi_call("anyprec_attention", jax.ShapeDtypeStruct(given["query"], jnp.float32))
+        operands = (jnp.zeros(given[name]) for name in ("query", "keys", "values"))
+        with pytest.raises(FAILURE, match=message):
+            jax.block_until_ready(call(*operands, jnp.int32(given["layer"]), jnp.array([given["length"]], jnp.int32)))
