@@ -22,6 +22,13 @@ inline V broadcast(const void* bytes16) { return _mm256_broadcastsi128_si256(_mm
 // of the processor busy, which sees only a hundred instructions ahead: they have to alternate in the program as they are written below.
 inline __attribute__((always_inline)) void settle(V& value) { asm("" : "+x"(value)); }
 
+// `second` where the sign of the selector's byte is set. GCC takes the intrinsic apart, and compares the selector with zero first.
+inline __attribute__((always_inline)) V blend(V first, V second, V selector) {
+  V blended;
+  asm("vpblendvb %3, %2, %1, %0" : "=x"(blended) : "x"(first), "x"(second), "x"(selector));
+  return blended;
+}
+
 // ---- from planes to codes ----------------------------------------------------------------------------------------------------------
 
 struct Pair {
@@ -186,7 +193,7 @@ struct ByteTable {
   static constexpr int kTables = precision < 4 ? 1 : 1 << (precision - 4);
   // Blends and shuffles compete. If there are many, the first bit does without: of its two tables, one is kept as the difference from the
   // other, and added where the bit is not set.
-  static constexpr bool kDifferences = precision >= 6;
+  static constexpr bool kDifferences = precision >= 7;
   V sixteen[kTables];
 
   void finish() {
@@ -213,8 +220,8 @@ struct ByteTable {
       } else {
         const Two first = pick<bit - 1>(tables, index), second = pick<bit - 1>(tables + (1 << (bit - 1)), index);
         const Two& selector = index.selectors[bit - 1];
-        picked = {_mm256_blendv_epi8(first.lower, second.lower, selector.lower),
-                  _mm256_blendv_epi8(first.upper, second.upper, selector.upper)};
+        picked = {blend(first.lower, second.lower, selector.lower),
+                  blend(first.upper, second.upper, selector.upper)};
       }
       settle(picked.lower), settle(picked.upper);
       return picked;
