@@ -69,6 +69,7 @@ inline void assemble_codes(const V* plane, V* codes) {
 
 template <int precision>
 struct PlaneReader {
+  static constexpr bool kLoadsAhead = false;
   struct Planes {
     V plane[precision];  // the least significant first
   };

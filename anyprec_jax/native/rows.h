@@ -6,6 +6,7 @@
 //   Planes, load, load_tail         that part of each plane, the least significant first
 //   prepare(matrix, row, last)      look-up tables for rows row..row+kRows-1 (a row from `last` on repeats the one before)
 //   for_each_weights(planes, f)     calls f(part, weights) for part = 0, 1, ..., kParts - 1, in this order
+//   kLoadsAhead                     whether there is also for_each_weights(planes, next, f), which does the same and returns load(next)
 //   Partial, add(...), fold(...)    sums of products of one chunk, and into the Sum over chunks of one row of x
 //   store(sum, activations, y)      the finished sums of kRows rows
 //   Activations                     blocks: one Block per chunk, in the order in which the weights come
@@ -43,6 +44,41 @@ void multiply_one(const Matrix& matrix, const typename A::Activations& x, std::i
   }
 }
 
+// The same for a processor that finds too little to do at once within a chunk: the next chunk is loaded among the look-ups of this one,
+// and the next tables are prepared before this row begins.
+template <class A>
+void multiply_one_ahead(const Matrix& matrix, const typename A::Activations& x, std::int64_t first, std::int64_t last, float* y) {
+  const std::int64_t full_chunks = matrix.k / A::kColumns, chunks = (matrix.k + A::kColumns - 1) / A::kColumns;
+  A units[2];
+  if (first < last) units[0].prepare(matrix, first, last);
+  for (std::int64_t row = first; row < last; row += A::kRows) {
+    const std::int64_t index = (row - first) / A::kRows;
+    const A& unit = units[index % 2];
+    if (row + A::kRows < last) units[(index + 1) % 2].prepare(matrix, row + A::kRows, last);
+    typename A::Sum sum{};
+    const auto add_chunk = [&](std::int64_t chunk, auto for_each_weights) __attribute__((always_inline)) {
+      const auto& block = x.blocks()[chunk];
+      typename A::Partial partial{};
+      for_each_weights([&](int i, const typename A::Weights& weights)
+                           __attribute__((always_inline)) { A::add(partial, i, weights, block); });
+      A::fold(sum, partial, block);
+    };
+    if (full_chunks > 0) {
+      typename A::Planes planes = unit.load(0);
+      for (std::int64_t chunk = 0; chunk < full_chunks; ++chunk)
+        add_chunk(chunk, [&](auto f) __attribute__((always_inline)) {
+          const std::int64_t next = chunk + 1 < full_chunks ? chunk + 1 : chunk;  // the last one loads itself again
+          planes = unit.for_each_weights(planes, next, f);
+        });
+    }
+    if (chunks != full_chunks)
+      add_chunk(full_chunks, [&](auto f) __attribute__((always_inline)) {
+        unit.for_each_weights(unit.load_tail(full_chunks), f);
+      });
+    unit.store(sum, x, row, last, y);
+  }
+}
+
 // Up to kMaxRows rows of x: each chunk is decoded once, into the L1 cache.
 template <class A>
 void multiply_several(const Matrix& matrix, const void* const* x, std::int64_t m, std::int64_t first, std::int64_t last,
@@ -76,8 +112,14 @@ void multiply(const Matrix& matrix, const void* const* x, std::int64_t m, std::i
   using Activations = typename A<precision>::Activations;
   for (; m > kMaxRows; m -= kMaxRows, x += kMaxRows, y += kMaxRows)
     multiply_several<A<precision>>(matrix, x, kMaxRows, first, last, y);
-  if (m == 1) return multiply_one<A<precision>>(matrix, *static_cast<const Activations*>(x[0]), first, last, y[0]);
-  if (m > 1) multiply_several<A<precision>>(matrix, x, m, first, last, y);
+  if (m > 1) return multiply_several<A<precision>>(matrix, x, m, first, last, y);
+  if (m < 1) return;
+  const auto& alone = *static_cast<const Activations*>(x[0]);
+  if constexpr (A<precision>::kLoadsAhead) {
+    multiply_one_ahead<A<precision>>(matrix, alone, first, last, y[0]);
+  } else {
+    multiply_one<A<precision>>(matrix, alone, first, last, y[0]);
+  }
 }
 
 template <template <int> class A>
