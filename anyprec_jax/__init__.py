@@ -4,12 +4,14 @@ After Any-Precision LLM: Low-Cost Deployment of Multiple, Different-Sized LLMs (
 """
 
 from anyprec_jax.array import AnyPrecArray as AnyPrecArray
+from anyprec_jax.array import PreparedArray as PreparedArray
 from anyprec_jax.array import validate as validate
 from anyprec_jax.checkpoint import load as load
 from anyprec_jax.checkpoint import save as save
 from anyprec_jax.config import QuantizeConfig as QuantizeConfig
 from anyprec_jax.evaluate import perplexity as perplexity
 from anyprec_jax.generation import generate as generate
+from anyprec_jax.layout import prepare as prepare
 from anyprec_jax.model_quantization import Calibration as Calibration
 from anyprec_jax.model_quantization import quantize_model as quantize_model
 from anyprec_jax.models import Model as Model
@@ -18,4 +20,5 @@ from anyprec_jax.models import forward as forward
 from anyprec_jax.ops import codes as codes
 from anyprec_jax.ops import dequantize as dequantize
 from anyprec_jax.ops import matmul as matmul
+from anyprec_jax.ops import matmul_mixed as matmul_mixed
 from anyprec_jax.quantization import quantize as quantize
