@@ -1,6 +1,7 @@
 """The TPU kernel, interpreted, against float64 NumPy; and in a simulation of a TPU's memories, with poison and race checks."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -18,11 +19,13 @@ UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 SHAPES = [(1, 1), (3, 31), (5, 33), (7, 576), (9, 1056), (130, 70), (300, 300), (33, 4200)]
 
 
-def run(x, bitplanes, codebook, layer=0, *, tiles=None, interpret=True):
-    def operation(*operands):
-        return pallas_tpu.matmul(*operands, tiles=tiles, interpret=interpret)
+@functools.partial(jax.jit, static_argnames=("tiles", "interpret"), compiler_options=UNOPTIMIZED)
+def compiled(*operands, tiles, interpret):
+    return pallas_tpu.matmul(*operands, tiles=tiles, interpret=interpret)
 
-    return jax.jit(operation, compiler_options=UNOPTIMIZED)(x, bitplanes, codebook, jnp.int32(layer))
+
+def run(x, bitplanes, codebook, layer=0, *, tiles=None, interpret=True):
+    return compiled(x, bitplanes, codebook, jnp.int32(layer), tiles=tiles, interpret=interpret)
 
 
 def assert_within_bound(actual, x, weights) -> None:
@@ -65,7 +68,7 @@ class TestProduct:
 
     @pytest.mark.parametrize(
         ("precision", "lane_columns", "dtype"),
-        [(4, 32, jnp.float32), (5, 8, jnp.bfloat16), (7, 32, jnp.bfloat16), (8, 32, jnp.float32)],
+        [(5, 8, jnp.bfloat16), (8, 32, jnp.float32)],
     )
     def test_look_ups_along_lanes(self, precision, lane_columns, dtype):
         check(precision, 130, 300, 2, dtype, lane_columns=lane_columns)
@@ -75,8 +78,8 @@ class TestProduct:
     def test_every_combination(self, precision):
         for (n, k), m, dtype in itertools.product(SHAPES, (1, 9), (jnp.float32, jnp.bfloat16)):
             check(precision, n, k, m, dtype)
-        for lane_columns in (0, 4, 8, 16, 28, 32):
-            check(precision, 130, 300, 2, jnp.float32, lane_columns=lane_columns)
+        for lane_columns, dtype in itertools.product((0, 4, 8, 16, 28, 32), (jnp.float32, jnp.bfloat16)):
+            check(precision, 130, 300, 2, dtype, lane_columns=lane_columns)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("shape", (*arg_specs.SMOLLM2_135M, *arg_specs.LLAMA_3_2_1B), ids=lambda shape: shape.name)
