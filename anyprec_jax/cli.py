@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """The process: `main`, and its status for the shell."""
+    signal.signal(signal.SIGINT, _interrupt)
     status = main()
     if status == INTERRUPTED:
         # Everything has been cleaned up on the way here, and XLA's threads may still compute: an interpreter that takes
@@ -63,6 +65,24 @@ def run() -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+_interrupts: list[int] = []
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """Ctrl-C, remembered: where Python runs inside a callback of compiled code, the exception can get lost on its way out."""
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
+def _stopping_when_interrupted(report: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    def stop_or_report(phase: str, done: int, total: int) -> None:
+        if _interrupts:
+            raise KeyboardInterrupt
+        report(phase, done, total)
+
+    return stop_or_report
 
 
 def _reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -261,7 +281,7 @@ def _note_missing_native_op() -> None:
 def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """Yields `report(phase, done, total)`: a bar a phase with the time that is left, or now and then a line in a log file."""
     if not console.is_terminal:
-        yield _log_lines(console)
+        yield _stopping_when_interrupted(_log_lines(console))
         return
     columns = (
         TextColumn("{task.description:>12}"),
@@ -282,7 +302,7 @@ def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
                 tasks[phase] = bars.add_task(phase, total=total)
             bars.update(tasks[phase], completed=done)
 
-        yield report
+        yield _stopping_when_interrupted(report)
 
 
 def _log_lines(console: Console) -> Callable[[str, int, int], None]:

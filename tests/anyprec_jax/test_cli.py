@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import safetensors.numpy
+from rich.console import Console
 
 from anyprec_jax import cli
 from anyprec_jax.checkpoint import load
@@ -274,6 +275,16 @@ def test_ctrl_c_while_xla_computes_is_130(folder: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert errors.endswith("interrupted\n") and "Traceback" not in errors
     assert [path.name for path in tmp_path.iterdir()] == [".out.quantizing"]  # from which it would continue
+
+
+def test_an_interrupt_that_got_lost_is_raised_at_the_next_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_interrupts", [])
+    with cli.progress_bars(Console(file=io.StringIO())) as report:
+        report("counting", 0, 2)
+        with pytest.raises(KeyboardInterrupt):
+            cli._interrupt(signal.SIGINT, None)
+        with pytest.raises(KeyboardInterrupt):
+            report("counting", 1, 2)
 
 
 def test_a_bug_keeps_its_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
