@@ -13,6 +13,7 @@ from anyprec_jax.array import AnyPrecArray, nbytes
 from anyprec_jax.bitplanes import num_words
 from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.manifest import Manifest, MatrixEntry
+from anyprec_jax.checkpoint.orbax import read_description
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def inspect(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: not an artefact, or a damaged one.
     """
-    manifest = manifests.read(path)
+    manifest, _ = read_description(path)
     stacks = {
         name: _abstract(name, entry, manifest) for name, entry in manifest.matrices.items() if not entry.is_affine
     }

@@ -34,6 +34,7 @@ from anyprec_jax.sampling import Sampling, sample
 from benchmarks import decode_models
 from benchmarks.bandwidth import Bandwidth
 from benchmarks.decode_models import PRECISIONS, Decoder, JaxDecoder, bytes_per_token
+from benchmarks.model_shapes import LLAMA_3_2_1B
 from benchmarks.timing import alternate, record
 
 PREFILL, DECODE, ROOM = 512, 128, 1024
@@ -59,7 +60,7 @@ def main() -> None:
     print(f"bandwidth {bandwidth / 1e9:.1f} GB/s")
     results: dict[str, Any] = {"bandwidth_bytes_per_s": bandwidth}
     for name in arguments.model:
-        model = decode_models.random_model(decode_models.LLAMA_3_2_1B) if name == "1b" else None
+        model = decode_models.random_model(LLAMA_3_2_1B) if name == "1b" else None
         reference = None
         if model is None:
             model, reference = decode_models.smollm2(arguments.data, CACHE)

@@ -21,19 +21,6 @@ from anyprec_jax.sampling import Sampling
 from examples.demo.anyprec import MODEL
 
 PRECISIONS = (3, 4, 5, 6, 7, 8)
-LLAMA_3_2_1B = ModelConfig(
-    vocab_size=128256,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_layers=16,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=64,
-    max_position_embeddings=131072,
-    rms_norm_eps=1e-5,
-    rope_theta=500_000.0,
-    tie_embeddings=True,
-)
 
 
 class Decoder(Protocol):

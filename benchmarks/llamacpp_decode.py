@@ -18,8 +18,9 @@ from typing import Self
 import numpy as np
 
 from benchmarks.llamacpp_build import PEERS, PeerError
-from benchmarks.llamacpp_files import FILE_TYPES, LLAMA_3_2_1B, bytes_per_token, quantize_file, write_random_model
+from benchmarks.llamacpp_files import FILE_TYPES, bytes_per_token, quantize_file, write_random_model
 from benchmarks.llamacpp_library import huge_pages, last_errors, load
+from benchmarks.model_shapes import LLAMA_3_2_1B
 from benchmarks.timing import alternate
 
 MODELS = ("135m", "1b")

@@ -80,14 +80,24 @@ def load_artefact(path: Path, *, precisions: Sequence[int] | None = None, dtype:
     Raises:
       ValueError: a precision that is not stored; a folder that is damaged, truncated, foreign, or of a newer version.
     """
-    manifest = manifests.read(path)
+    manifest, config = read_description(path)
     wanted = _checked_precisions(manifest, precisions, path)
-    config = _read_config(path)
-    _check_shapes(manifest, config, path)
     names = [name for name in manifest.arrays if _is_needed(name, manifest, wanted)]
     leaves = _restore(path, {name: manifest.arrays[name] for name in names})
     params = _assemble(leaves, manifest, wanted, dtype)
     return Model(config=config, params=params, tokenizer=Tokenizer.from_folder(path))
+
+
+def read_description(path: Path) -> tuple[Manifest, ModelConfig]:
+    """What an artefact says of itself, checked for agreement; no array is read.
+
+    Raises:
+      ValueError: not an artefact, of a newer version, or its manifest and `config.json` are damaged or contradict each other.
+    """
+    manifest = manifests.read(path)
+    config = _read_config(path)
+    _check_shapes(manifest, config, path)
+    return manifest, config
 
 
 def is_quantized(params: Mapping[str, Any]) -> bool:

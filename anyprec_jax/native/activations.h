@@ -59,21 +59,54 @@ void quantize(const float* x, GroupOfRun group_of_run, std::int16_t* q, float* s
   }
 }
 
-// The chunks of one row of x; the columns after k that fill the last one are zero.
-template <class Block, int columns>
+// What a row of k columns is cut into.
+struct Extent {
+  std::int64_t full;    // chunks
+  std::int64_t blocks;  // the same, and one more where the columns after them make a chunk of their own, filled up with zeros
+  std::int64_t tails;   // or where they go into tails, the last one filled up with zeros
+};
+
+// A kernel without tails.
+struct NoTail {
+  static constexpr int kColumns = 0;
+};
+
+// One row of x, arranged: blocks of `columns`, then tails. Up to half a chunk goes into tails.
+template <class Block, int columns, class TailBlock = NoTail>
 struct Chunks {
-  static std::int64_t count(std::int64_t k) { return (k + columns - 1) / columns; }
-  static std::int64_t bytes(std::int64_t k) { return count(k) * static_cast<std::int64_t>(sizeof(Block)); }
+  static Extent extent(std::int64_t k) {
+    const std::int64_t full = k / columns, rest = k % columns;
+    if constexpr (TailBlock::kColumns > 0)
+      if (rest <= columns / 2) return {full, full, (rest + TailBlock::kColumns - 1) / TailBlock::kColumns};
+    return {full, full + (rest > 0), 0};
+  }
+
+  static std::int64_t bytes(std::int64_t k) {
+    const Extent parts = extent(k);
+    return parts.blocks * static_cast<std::int64_t>(sizeof(Block)) + parts.tails * static_cast<std::int64_t>(sizeof(TailBlock));
+  }
 
   const Block* blocks() const { return reinterpret_cast<const Block*>(this); }
+  const TailBlock* tails(const Extent& parts) const { return reinterpret_cast<const TailBlock*>(blocks() + parts.blocks); }
 
   static void arrange(const float* x, std::int64_t k, void* arranged) {
+    const Extent parts = extent(k);
     Block* block = static_cast<Block*>(arranged);
-    std::int64_t start = 0;
-    for (; start + columns <= k; start += columns) (block++)->fill(x + start);
-    if (start == k) return;
-    float padded[columns] = {};
-    std::memcpy(padded, x + start, (k - start) * sizeof(float));
+    for (std::int64_t i = 0; i < parts.full; ++i) (block++)->fill(x + i * columns);
+    const float* rest = x + parts.full * columns;
+    const std::int64_t left = k - parts.full * columns;
+    if (parts.blocks > parts.full) fill<Block, columns>(block++, rest, left);
+    if constexpr (TailBlock::kColumns > 0)
+      for (std::int64_t i = 0; i < parts.tails; ++i)
+        fill<TailBlock, TailBlock::kColumns>(reinterpret_cast<TailBlock*>(block) + i, rest + i * TailBlock::kColumns,
+                                             left - i * TailBlock::kColumns);
+  }
+
+ private:
+  template <class AnyBlock, int size>
+  static void fill(AnyBlock* block, const float* x, std::int64_t count) {
+    float padded[size] = {};
+    std::memcpy(padded, x, (count < size ? count : size) * sizeof(float));
     block->fill(padded);
   }
 };

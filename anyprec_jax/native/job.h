@@ -9,7 +9,6 @@
 #include <memory>
 #include <utility>
 
-#include "product.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace anyprec {
@@ -19,17 +18,17 @@ class Job {
  public:
   using Range = std::function<void(std::int64_t first, std::int64_t last)>;
 
-  // Calls `range` on parts of 0..n-1 that start at multiples of kRowMultiple, here and on the pool's threads, and returns a future of all
-  // of them: XLA's own thread is free once it has done its share. `weights` says how much work there is.
+  // Calls `range` on parts of 0..n-1, here and on the pool's threads, and returns a future of all of them: XLA's own thread is free once
+  // it has done its share. `weights` says how much work there is.
   static xla::ffi::Future run(xla::ffi::ThreadPool& pool, std::int64_t n, std::int64_t weights, Range range) {
     // A task shorter than this many weights costs more to hand to another thread than to do.
     constexpr std::int64_t kMinTaskWeights = 1 << 16;
     // More tasks than threads, so that a thread that starts late or loses its core does not hold up the rest.
     constexpr std::int64_t kTasksPerThread = 4;
-    const std::int64_t threads = std::max<std::int64_t>(pool.num_threads(), 1), blocks = (n + kRowMultiple - 1) / kRowMultiple;
+    const std::int64_t threads = std::max<std::int64_t>(pool.num_threads(), 1);
     auto job = std::make_shared<Job>();
     job->n_ = n, job->range_ = std::move(range);
-    job->num_tasks_ = std::clamp<std::int64_t>(std::min(blocks, weights / kMinTaskWeights), 1, threads * kTasksPerThread);
+    job->num_tasks_ = std::clamp<std::int64_t>(std::min(n, weights / kMinTaskWeights), 1, threads * kTasksPerThread);
     job->unfinished_ = job->num_tasks_;
     xla::ffi::Future future(job->done_);
     const std::int64_t helpers = std::min(threads, job->num_tasks_) - 1;
@@ -40,11 +39,8 @@ class Job {
 
  private:
   void work() {
-    const std::int64_t blocks = (n_ + kRowMultiple - 1) / kRowMultiple;
     for (std::int64_t task; (task = next_.fetch_add(1)) < num_tasks_;) {
-      const std::int64_t first = blocks * task / num_tasks_ * kRowMultiple;
-      const std::int64_t last = std::min(n_, blocks * (task + 1) / num_tasks_ * kRowMultiple);
-      if (first < last) range_(first, last);
+      range_(n_ * task / num_tasks_, n_ * (task + 1) / num_tasks_);
       if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) done_.SetAvailable();
     }
   }

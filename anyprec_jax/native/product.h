@@ -45,13 +45,11 @@ struct Product {
   std::int64_t (*arranged_bytes)(std::int64_t k);
   // `arranged` is 64-byte aligned and has room for arranged_bytes(k).
   void (*arrange)(const float* x, std::int64_t k, void* arranged);
-  // Writes y[b][row] for every b < m and first <= row < last; `first` is a multiple of kRowMultiple. Reads each plane once, as long as
-  // m <= kMaxRows. What it writes for one b does not depend on the others, nor on first and last. Ranges may run at the same time.
+  // Writes y[b][row] for every b < m and first <= row < last. Reads each plane once, as long as m <= kMaxRows. What it writes for one b does not depend on the others, nor on first and last. Ranges may run at the same time.
   void (*multiply_rows)(const AnyMatrix& matrix, const void* const* arranged, std::int64_t m, std::int64_t first, std::int64_t last,
                         float* const* y);
 };
 
-constexpr std::int64_t kRowMultiple = 4;
 constexpr std::int64_t kMaxRows = 16;
 
 struct Kernel {

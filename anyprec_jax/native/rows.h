@@ -2,14 +2,16 @@
 //
 // A kernel's arithmetic is a class template over the precision, `A<precision>`, with
 //
-//   kRows, kColumns                 rows and columns of a chunk: what one set of vector registers holds of a plane
-//   Planes, load, load_tail         that part of each plane, the least significant first
-//   prepare(matrix, row, last)      look-up tables for rows row..row+kRows-1 (a row from `last` on repeats the one before)
-//   for_each_weights(planes, f)     calls f(part, weights) for part = 0, 1, ..., kParts - 1, in this order
-//   kLoadsAhead                     whether there is also for_each_weights(planes, next, f), which does the same and returns load(next)
-//   Partial, add(...), fold(...)    sums of products of one chunk, and into the Sum over chunks of one row of x
-//   store(sum, activations, y)      the finished sums of kRows rows
-//   Activations                     blocks: one Block per chunk, in the order in which the weights come
+//   kColumns                     columns of a chunk: what one set of vector registers holds of a plane
+//   kTailColumns                 columns of a tail, a cheaper way for few columns at the end of a row; 0 where there is none
+//   Planes, load, load_tail      that part of each plane, the least significant first
+//   prepare(matrix, row)         look-up tables for a row
+//   for_each_weights(planes, f)  calls f(part, weights) for part = 0, 1, ..., kParts - 1, in this order
+//   kLoadsAhead                  whether there is also for_each_weights(planes, next, f), which does the same and returns load(next)
+//   Partial, add(...), fold(...) sums of products of one chunk, and into the Sum over chunks of one row of x
+//   tail_weights, fold_tail      the same for a tail
+//   finish(sum)                  the sum as a number
+//   Activations                  a Block per chunk and a TailBlock per tail, in the order in which the weights come
 //
 // Everything is in an unnamed namespace, so that no function compiled for one instruction set is linked into the code for another.
 #ifndef ANYPREC_JAX_NATIVE_ROWS_H_
@@ -25,10 +27,10 @@ namespace {
 // One row of x: the weights are used as they are decoded.
 template <class A>
 void multiply_one(const Matrix& matrix, const typename A::Activations& x, std::int64_t first, std::int64_t last, float* y) {
-  const std::int64_t full_chunks = matrix.k / A::kColumns, chunks = (matrix.k + A::kColumns - 1) / A::kColumns;
+  const auto extent = A::Activations::extent(matrix.k);
   A unit;
-  for (std::int64_t row = first; row < last; row += A::kRows) {
-    unit.prepare(matrix, row, last);
+  for (std::int64_t row = first; row < last; ++row) {
+    unit.prepare(matrix, row);
     typename A::Sum sum{};
     const auto add_chunk = [&](std::int64_t chunk, const typename A::Planes& planes) __attribute__((always_inline)) {
       const auto& block = x.blocks()[chunk];
@@ -38,9 +40,12 @@ void multiply_one(const Matrix& matrix, const typename A::Activations& x, std::i
       });
       A::fold(sum, partial, block);
     };
-    for (std::int64_t chunk = 0; chunk < full_chunks; ++chunk) add_chunk(chunk, unit.load(chunk));
-    if (chunks != full_chunks) add_chunk(full_chunks, unit.load_tail(full_chunks));
-    unit.store(sum, x, row, last, y);
+    for (std::int64_t chunk = 0; chunk < extent.full; ++chunk) add_chunk(chunk, unit.load(chunk));
+    if (extent.blocks != extent.full) add_chunk(extent.full, unit.load_tail(extent.full));
+    if constexpr (A::kTailColumns > 0)
+      for (std::int64_t tail = 0; tail < extent.tails; ++tail)
+        A::fold_tail(sum, unit.tail_weights(extent.full, tail), x.tails(extent)[tail]);
+    y[row] = unit.finish(sum);
   }
 }
 
@@ -48,13 +53,12 @@ void multiply_one(const Matrix& matrix, const typename A::Activations& x, std::i
 // and the next tables are prepared before this row begins.
 template <class A>
 void multiply_one_ahead(const Matrix& matrix, const typename A::Activations& x, std::int64_t first, std::int64_t last, float* y) {
-  const std::int64_t full_chunks = matrix.k / A::kColumns, chunks = (matrix.k + A::kColumns - 1) / A::kColumns;
+  const auto extent = A::Activations::extent(matrix.k);
   A units[2];
-  if (first < last) units[0].prepare(matrix, first, last);
-  for (std::int64_t row = first; row < last; row += A::kRows) {
-    const std::int64_t index = (row - first) / A::kRows;
-    const A& unit = units[index % 2];
-    if (row + A::kRows < last) units[(index + 1) % 2].prepare(matrix, row + A::kRows, last);
+  if (first < last) units[first % 2].prepare(matrix, first);
+  for (std::int64_t row = first; row < last; ++row) {
+    const A& unit = units[row % 2];
+    if (row + 1 < last) units[(row + 1) % 2].prepare(matrix, row + 1);
     typename A::Sum sum{};
     const auto add_chunk = [&](std::int64_t chunk, auto for_each_weights) __attribute__((always_inline)) {
       const auto& block = x.blocks()[chunk];
@@ -63,19 +67,19 @@ void multiply_one_ahead(const Matrix& matrix, const typename A::Activations& x, 
                            __attribute__((always_inline)) { A::add(partial, i, weights, block); });
       A::fold(sum, partial, block);
     };
-    if (full_chunks > 0) {
+    if (extent.full > 0) {
       typename A::Planes planes = unit.load(0);
-      for (std::int64_t chunk = 0; chunk < full_chunks; ++chunk)
+      for (std::int64_t chunk = 0; chunk < extent.full; ++chunk)
         add_chunk(chunk, [&](auto f) __attribute__((always_inline)) {
-          const std::int64_t next = chunk + 1 < full_chunks ? chunk + 1 : chunk;  // the last one loads itself again
+          const std::int64_t next = chunk + 1 < extent.full ? chunk + 1 : chunk;  // the last one loads itself again
           planes = unit.for_each_weights(planes, next, f);
         });
     }
-    if (chunks != full_chunks)
-      add_chunk(full_chunks, [&](auto f) __attribute__((always_inline)) {
-        unit.for_each_weights(unit.load_tail(full_chunks), f);
+    if (extent.blocks != extent.full)
+      add_chunk(extent.full, [&](auto f) __attribute__((always_inline)) {
+        unit.for_each_weights(unit.load_tail(extent.full), f);
       });
-    unit.store(sum, x, row, last, y);
+    y[row] = unit.finish(sum);
   }
 }
 
@@ -83,17 +87,17 @@ void multiply_one_ahead(const Matrix& matrix, const typename A::Activations& x, 
 template <class A>
 void multiply_several(const Matrix& matrix, const void* const* x, std::int64_t m, std::int64_t first, std::int64_t last,
                       float* const* y) {
-  const std::int64_t full_chunks = matrix.k / A::kColumns, chunks = (matrix.k + A::kColumns - 1) / A::kColumns;
+  const auto extent = A::Activations::extent(matrix.k);
   const auto activations = [&](std::int64_t b) -> const typename A::Activations& {
     return *static_cast<const typename A::Activations*>(x[b]);
   };
   A unit;
   typename A::Weights decoded[A::kParts];
-  for (std::int64_t row = first; row < last; row += A::kRows) {
-    unit.prepare(matrix, row, last);
+  for (std::int64_t row = first; row < last; ++row) {
+    unit.prepare(matrix, row);
     typename A::Sum sums[kMaxRows] = {};
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-      unit.for_each_weights(chunk < full_chunks ? unit.load(chunk) : unit.load_tail(chunk),
+    for (std::int64_t chunk = 0; chunk < extent.blocks; ++chunk) {
+      unit.for_each_weights(chunk < extent.full ? unit.load(chunk) : unit.load_tail(chunk),
                             [&](int i, const typename A::Weights& weights)
                                 __attribute__((always_inline)) { decoded[i] = weights; });
       for (std::int64_t b = 0; b < m; ++b) {
@@ -103,7 +107,12 @@ void multiply_several(const Matrix& matrix, const void* const* x, std::int64_t m
         A::fold(sums[b], partial, block);
       }
     }
-    for (std::int64_t b = 0; b < m; ++b) unit.store(sums[b], activations(b), row, last, y[b]);
+    if constexpr (A::kTailColumns > 0)
+      for (std::int64_t tail = 0; tail < extent.tails; ++tail) {
+        const typename A::Weights weights = unit.tail_weights(extent.full, tail);
+        for (std::int64_t b = 0; b < m; ++b) A::fold_tail(sums[b], weights, activations(b).tails(extent)[tail]);
+      }
+    for (std::int64_t b = 0; b < m; ++b) y[b][row] = unit.finish(sums[b]);
   }
 }
 
@@ -122,19 +131,19 @@ void multiply(const Matrix& matrix, const void* const* x, std::int64_t m, std::i
   }
 }
 
+// Calls multiply<A, matrix.precision>.
 template <template <int> class A>
 void multiply_rows(const Matrix& matrix, const void* const* x, std::int64_t m, std::int64_t first, std::int64_t last,
                    float* const* y) {
-  switch (matrix.precision) {
-    case 1: return multiply<A, 1>(matrix, x, m, first, last, y);
-    case 2: return multiply<A, 2>(matrix, x, m, first, last, y);
-    case 3: return multiply<A, 3>(matrix, x, m, first, last, y);
-    case 4: return multiply<A, 4>(matrix, x, m, first, last, y);
-    case 5: return multiply<A, 5>(matrix, x, m, first, last, y);
-    case 6: return multiply<A, 6>(matrix, x, m, first, last, y);
-    case 7: return multiply<A, 7>(matrix, x, m, first, last, y);
-    case 8: return multiply<A, 8>(matrix, x, m, first, last, y);
-  }
+  using Multiply = decltype(&multiply<A, 1>);
+  constexpr Multiply by_precision[] = {multiply<A, 1>, multiply<A, 2>, multiply<A, 3>, multiply<A, 4>,
+                                       multiply<A, 5>, multiply<A, 6>, multiply<A, 7>, multiply<A, 8>};
+  by_precision[matrix.precision - 1](matrix, x, m, first, last, y);
+}
+
+template <template <int> class A>
+constexpr Product<Matrix> product() {
+  return {A<1>::Activations::bytes, A<1>::Activations::arrange, multiply_rows<A>};
 }
 
 // Affine rows: `dot(codes, blocks, k)` is the sum of codes times activations; the sum of the activations carries the offset. Blocks have
@@ -143,7 +152,7 @@ template <class Activations, class Dot>
 void multiply_affine(const AffineMatrix& matrix, const void* const* x, std::int64_t m, std::int64_t first, std::int64_t last,
                      float* const* y, Dot dot) {
   const auto blocks = [&](std::int64_t b) { return static_cast<const Activations*>(x[b])->blocks(); };
-  const std::int64_t num_blocks = Activations::count(matrix.k);
+  const std::int64_t num_blocks = Activations::extent(matrix.k).blocks;
   for (; m > 0; x += kMaxRows, y += kMaxRows, m -= kMaxRows) {
     const std::int64_t rows = m < kMaxRows ? m : kMaxRows;
     float x_sums[kMaxRows] = {};

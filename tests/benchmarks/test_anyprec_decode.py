@@ -6,9 +6,10 @@ import numpy as np
 
 from anyprec_jax import forward
 from benchmarks import anyprec_decode, decode_models
+from benchmarks.model_shapes import LLAMA_3_2_1B
 
 CONFIG = dataclasses.replace(
-    decode_models.LLAMA_3_2_1B,
+    LLAMA_3_2_1B,
     num_layers=2,
     vocab_size=512,
     hidden_size=64,

@@ -11,12 +11,12 @@ from anyprec_jax.checkpoint import gguf as checkpoint
 from anyprec_jax.models.config import ModelConfig
 from benchmarks.llamacpp_files import (
     FILE_TYPES,
-    LLAMA_3_2_1B,
     bytes_per_token,
     file_type_number,
     tensor_shapes,
     write_random_model,
 )
+from benchmarks.model_shapes import LLAMA_3_2_1B
 
 TINY = ModelConfig(
     vocab_size=320,
