@@ -225,7 +225,22 @@ def test_damage_is_one_clear_line(artefact: Path, tmp_path: Path, kind: str) -> 
 def test_inspect_does_not_believe_any_k(artefact: Path, tmp_path: Path) -> None:
     shutil.copytree(artefact, tmp_path / "artefact")
     edit_manifest(lambda d: d["matrices"]["layers/q_proj"].update(k=1 << 60))(tmp_path / "artefact")
-    with pytest.raises(ValueError, match="layers/q_proj has k = 1152921504606846976 and planes of 2 words"):
+    with pytest.raises(ValueError, match="layers/q_proj has k = 1152921504606846976, config.json says"):
+        inspect(tmp_path / "artefact")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (edit_manifest(lambda d: d["arrays"].pop("layers/q_proj/bitplanes/0")), "lacks layers/q_proj/bitplanes/0"),
+        (edit_manifest(lambda d: d["arrays"].pop("embedding/codes")), "lacks embedding/codes"),
+    ],
+)
+def test_inspect_refuses_a_damaged_artefact(break_it, message: str, artefact: Path, tmp_path: Path) -> None:
+    shutil.copytree(artefact, tmp_path / "artefact")
+    break_it(tmp_path / "artefact")
+    with pytest.raises(ValueError, match=message):
         inspect(tmp_path / "artefact")
 
 
