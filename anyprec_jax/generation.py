@@ -4,10 +4,9 @@ A prompt is padded to a power of two and the cache holds a power of two of posit
 a handful of programs and none is compiled while text is being written.
 """
 
-import functools
 import operator
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -185,21 +184,21 @@ def stream(
     steps = prefill_steps(len(ids))
     room = max(_MIN_CACHE, _power_of_two(len(ids) + max_new_tokens))
     cache = init_cache(model.config, batch=1, length=room, dtype=hidden_dtype(params))
-    settings = {"key": jax.random.key(seed), "sampling": sampling, "config": model.config, "precision": precision}
-    ends = sorted({*model.config.eos_token_ids, *(model.tokenizer.eos_ids if model.tokenizer else ())})
-    device = _Device(
-        prefill=functools.partial(decoding.prefill, params, **settings),
-        decode=functools.partial(decoding.decode, params, ends=jnp.asarray(ends, jnp.int32), **settings),
-        cache=cache,
-    )
-    # Ahead of the clock: the calls that follow find the programs that this makes.
-    for size in sorted({padded for _, _, padded in steps}):
-        decoding.prefill.lower(params, *_padded((), size), cache, **settings).compile()
+    ends = {*model.config.eos_token_ids, *(model.tokenizer.eos_ids if model.tokenizer else ())}
+    traced = {"key": jax.random.key(seed), "sampling": sampling}
+    static = {"config": model.config, "precision": precision}
+    # Ahead of the clock, and called as compiled: the jitted function would trace again for a keyword that was positional here.
+    prefill = {
+        size: decoding.prefill.lower(params, *_padded((), size), cache, **traced, **static).compile()
+        for size in sorted({padded for _, _, padded in steps})
+    }
+    end_ids, zero = jnp.asarray(sorted(ends), jnp.int32), jnp.int32(0)
+    decode = None
     if max_new_tokens > 1:
-        arguments = (params, jnp.int32(0), jnp.int32(0), jnp.asarray(ends, jnp.int32), cache)
-        decoding.decode.lower(*arguments, **settings).compile()
+        decode = decoding.decode.lower(params, zero, zero, end_ids, cache, **traced, **static).compile()
+    device = _Device(prefill, decode, params, end_ids, cache, traced)
     compile_s = time.perf_counter() - started
-    return TextStream(_pieces(device, ids, steps, text, set(ends), max_new_tokens, compile_s))
+    return TextStream(_pieces(device, ids, steps, text, ends, max_new_tokens, compile_s))
 
 
 def _prompt_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
@@ -247,8 +246,17 @@ def _text_buffer(tokenizer: Tokenizer | None, prompt: Sequence[int], stop: Seque
 class _Device:
     """The cache, and the programs that read and write it; where the time goes."""
 
-    def __init__(self, prefill: Callable[..., Any], decode: Callable[..., Any], cache: KVCache) -> None:
-        self._prefill, self._decode, self._cache = prefill, decode, cache
+    def __init__(
+        self,
+        prefill: Mapping[int, Callable[..., Any]],  # by padded length
+        decode: Callable[..., Any] | None,  # None where one token is all that is wanted
+        params: Any,
+        ends: Array,
+        cache: KVCache,
+        traced: Mapping[str, Any],
+    ) -> None:
+        self._prefill, self._decode = prefill, decode
+        self._params, self._ends, self._cache, self._traced = params, ends, cache, traced
         self._last = jnp.int32(0)
         self._decoded = 0
         self.prefill_s = self.decode_s = 0.0
@@ -257,19 +265,22 @@ class _Device:
         """Reads the prompt and returns the token that follows it."""
         started = time.perf_counter()
         for start, end, padded in steps:
-            self._last, self._cache = self._prefill(*_padded(prompt[start:end], padded), self._cache)
+            piece = _padded(prompt[start:end], padded)
+            self._last, self._cache = self._prefill[padded](self._params, *piece, self._cache, **self._traced)
         token = int(self._last)
         self.prefill_s = time.perf_counter() - started
         return token
 
     def following(self, at_most: int) -> list[int]:
         """The next block of tokens, at least one: as many as take `_BLOCK_S`, judging by those before."""
+        assert self._decode is not None
         size = 1 if self._decoded == 0 else decoding.MAX_BLOCK
         if self.decode_s > 0:
             size = max(1, min(int(_BLOCK_S * self._decoded / self.decode_s), size))
         started = time.perf_counter()
         count = jnp.int32(min(size, at_most))
-        block, done, self._cache = self._decode(self._last, count, cache=self._cache)
+        arguments = (self._params, self._last, count, self._ends, self._cache)
+        block, done, self._cache = self._decode(*arguments, **self._traced)
         tokens = np.asarray(block)[: int(done)].tolist()
         self._last = jnp.int32(tokens[-1])
         self.decode_s += time.perf_counter() - started

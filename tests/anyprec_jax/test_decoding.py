@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -130,16 +131,20 @@ def test_nothing_is_compiled_while_generating() -> None:
 def test_blocks_grow_with_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One token first; then as many as the time for a block allows."""
     counts: list[int] = []
-    real = decoding.decode
+    lower = decoding.decode.lower
 
-    def counting(params, token, count, *args, **kwargs):
-        counts.append(int(count))
-        return real(params, token, count, *args, **kwargs)
+    def lower_counting(*args, **kwargs):
+        compiled = lower(*args, **kwargs).compile()
+
+        def counting(params, token, count, *rest, **more):
+            counts.append(int(count))
+            return compiled(params, token, count, *rest, **more)
+
+        return mock.Mock(compile=lambda: counting)
 
     now = itertools.count(0.0, 1 / 64)  # each look at the clock is 1/64 s later, and so long takes a block
     monkeypatch.setattr(generation.time, "perf_counter", lambda: next(now))
-    counting.lower = real.lower  # pyright: ignore[reportFunctionMemberAccess]
-    monkeypatch.setattr(decoding, "decode", counting)
+    monkeypatch.setattr(decoding, "decode", mock.Mock(lower=lower_counting))
     model = dataclasses.replace(tiny_model(), tokenizer=None)
     result = generate(model, PROMPT, precision=None, max_new_tokens=60)
     assert len(result.tokens) == 60
