@@ -75,9 +75,9 @@ ffi::Future prefill(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U32
   try {
     auto activations = std::make_shared<Activations>();
     pack(pool, *unit, x, *y, *activations);
-    const int64_t parts = (n + kUnitRows - 1) / kUnitRows, groups = (activations->m + kPackedRows - 1) / kPackedRows;
+    const int64_t parts = (n + kPanelRows - 1) / kPanelRows, groups = (activations->m + kPackedRows - 1) / kPackedRows;
     return Job::run(pool, parts, n * matrix.k * groups, [=](int64_t first, int64_t last) {
-      const int64_t first_row = first * kUnitRows, last_row = std::min(n, last * kUnitRows);
+      const int64_t first_row = first * kPanelRows, last_row = std::min(n, last * kPanelRows);
       unit->multiply_rows(matrix, activations->memory.get(), activations->m, first_row, last_row, activations->y.data());
       activations->round_rows(first_row, last_row);
     });

@@ -20,13 +20,13 @@ struct MatrixUnit {
   void (*pack_bfloat16)(const std::uint16_t* x, std::int64_t rows, std::int64_t k, void* packed);
   // Writes y[b][row] for every b < m and first <= row < last; `packed` holds all rows of x, one group of kPackedRows after the other.
   // Products of bfloat16, sums in float32. What it writes for one b depends neither on the others nor on first and last. Ranges may run
-  // at the same time; those of whole multiples of kUnitRows waste nothing.
+  // at the same time; whole multiples of kPanelRows waste nothing.
   void (*multiply_rows)(const Matrix& matrix, const void* packed, std::int64_t m, std::int64_t first, std::int64_t last,
                         float* const* y);
 };
 
 // Rows of the matrix that are decoded together.
-constexpr std::int64_t kUnitRows = 64;
+constexpr std::int64_t kPanelRows = 64;
 
 // Null where this processor has none that can be used. Asks once.
 const MatrixUnit* find_matrix_unit();

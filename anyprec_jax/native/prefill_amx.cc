@@ -195,11 +195,11 @@ void write_sums(const SumTile& tile, std::int64_t rows, std::int64_t count, floa
 inline std::int64_t at_most(std::int64_t limit, std::int64_t value) { return value < limit ? value : limit; }
 constexpr std::int64_t tiles_for(std::int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-// Up to kUnitRows rows of W by up to kMaxX rows of x.
+// Up to kPanelRows rows of W, decoded a block at a time, by up to kMaxX rows of x: 230 KiB at most, on the stack.
 template <int precision>
-class Unit {
+class Panel {
  public:
-  Unit(const Matrix& matrix, const XTile* packed) : blocks_(matrix.k), packed_(packed) {}
+  Panel(const Matrix& matrix, const XTile* packed) : blocks_(matrix.k), packed_(packed) {}
 
   // Rows that fill up the last tile are those of the last row again.
   void prepare(const Matrix& matrix, std::int64_t first, std::int64_t last) {
@@ -237,18 +237,19 @@ class Unit {
   Blocks blocks_;
   const XTile* packed_;
   std::int64_t first_ = 0, rows_ = 0;
-  BFloat16Row<precision> decoders_[kUnitRows];
-  WeightTile weights_[tiles_for(kUnitRows)][kBlockTiles];
-  SumTile sums_[tiles_for(kUnitRows)][tiles_for(kMaxX)];
+  BFloat16Row<precision> decoders_[kPanelRows];
+  WeightTile weights_[tiles_for(kPanelRows)][kBlockTiles];
+  SumTile sums_[tiles_for(kPanelRows)][tiles_for(kMaxX)];
 };
+static_assert(sizeof(Panel<kMaxPrecision>) <= 230 << 10, "more stack than some threads can spare");
 
 template <int precision>
 void multiply(const Matrix& matrix, const void* packed, std::int64_t m, std::int64_t first, std::int64_t last, float* const* y) {
-  Unit<precision> unit(matrix, static_cast<const XTile*>(packed));
+  Panel<precision> panel(matrix, static_cast<const XTile*>(packed));
   _tile_loadconfig(&kTileConfiguration);
-  for (std::int64_t row = first; row < last; row += kUnitRows) {
-    unit.prepare(matrix, row, at_most(last, row + kUnitRows));
-    for (std::int64_t b = 0; b < m; b += kMaxX) unit.multiply(b, at_most(kMaxX, m - b), y);
+  for (std::int64_t row = first; row < last; row += kPanelRows) {
+    panel.prepare(matrix, row, at_most(last, row + kPanelRows));
+    for (std::int64_t b = 0; b < m; b += kMaxX) panel.multiply(b, at_most(kMaxX, m - b), y);
   }
   _tile_release();
 }

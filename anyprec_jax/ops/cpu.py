@@ -91,7 +91,8 @@ def prefill(
     """The product with many rows of `x` on the processor's matrix unit: `x` and weights rounded to bfloat16, summed in fp32.
 
     Weights are decoded once for every 512 rows. Relative L2 error against float64, for activations with outlier channels of 12 times the
-    others: 5e-3. What comes out for a row of `x` does not depend on the other rows, nor on the number of threads. Arguments as for `matmul`.
+    others: 5e-3. What comes out for a row of `x` does not depend on the other rows, nor on the number of threads.
+    Arguments as for `matmul`.
 
     Raises:
       ValueError or jax.errors.JaxRuntimeError: as `matmul`, and if not `has_matrix_unit()`.
