@@ -160,7 +160,7 @@ void multiply_tiles(const WeightTile* weights, const XTile* const* x, int tiles,
   if constexpr (weight_tiles == 2 && x_tiles == 2) _tile_stored(3, sums[1][1], kTileBytes);
 }
 
-// ---- sums ------------------------------------------------------------------------------------------------------------------------
+// ---- sums --------------------------------------------------------------------------------------------------------------------------
 
 // Rows become columns: blocks of 1, 2, 4 and 8 change places with those across the diagonal.
 inline void transpose(__m512* rows) {
@@ -169,8 +169,9 @@ inline void transpose(__m512* rows) {
   for (int size = 1; size < kTileRows; size *= 2) {
     // Indices from 16 on are of the second row.
     const __mmask16 is_right = _mm512_test_epi32_mask(column, _mm512_set1_epi32(size));
+    const V next = _mm512_add_epi32(column, _mm512_set1_epi32(size));
     const V upper = _mm512_mask_add_epi32(column, is_right, column, _mm512_set1_epi32(kTileRows - size));
-    const V lower = _mm512_mask_add_epi32(_mm512_add_epi32(column, _mm512_set1_epi32(size)), is_right, column, _mm512_set1_epi32(kTileRows));
+    const V lower = _mm512_mask_add_epi32(next, is_right, column, _mm512_set1_epi32(kTileRows));
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i)
       if ((i & size) == 0) {

@@ -1,5 +1,5 @@
-// The tile instructions that prefill_amx.cc uses, in plain C++: for processors with AVX-512 but without AMX, and for AddressSanitizer, which
-// does not see what instructions read and write. CMake puts it before that file where ANYPREC_EMULATE_AMX is on.
+// The tile instructions that prefill_amx.cc uses, in plain C++: for processors with AVX-512 but without AMX, and for AddressSanitizer,
+// which does not see what tile instructions read and write. CMake puts it before that file where ANYPREC_EMULATE_AMX is on.
 #ifndef TESTS_NATIVE_AMX_EMULATION_H_
 #define TESTS_NATIVE_AMX_EMULATION_H_
 
