@@ -40,7 +40,7 @@ struct alignas(64) SumTile {
 
 static_assert(sizeof(WeightTile) == 1024 && sizeof(XTile) == 1024 && sizeof(SumTile) == 1024, "a tile is sixteen rows of 64 bytes");
 
-// ---- the order of the columns ------------------------------------------------------------------------------------------------------
+// ---- the order of the columns -------------------------------------------------------------------------------------------------------
 
 // Whole blocks of 512 columns, and one that is made of tails of 64.
 struct Blocks {
@@ -70,7 +70,7 @@ constexpr ColumnPair columns_of(bool is_full, int tile, int pair) {
   return is_full ? ColumnPair{8 * place + tile / 2, 8} : ColumnPair{kTailColumns * (tile / 2) + place, 1};
 }
 
-// ---- x -----------------------------------------------------------------------------------------------------------------------------
+// ---- x ------------------------------------------------------------------------------------------------------------------------------
 
 std::int64_t packed_bytes(std::int64_t k) { return Blocks(k).tiles() * static_cast<std::int64_t>(sizeof(XTile)); }
 
@@ -96,7 +96,7 @@ void pack(const Element* x, std::int64_t rows, std::int64_t k, void* packed) {
   }
 }
 
-// ---- weights -----------------------------------------------------------------------------------------------------------------------
+// ---- weights ------------------------------------------------------------------------------------------------------------------------
 
 template <int precision>
 struct BFloat16Row : Decoder<precision, WordTable<precision>> {
@@ -119,7 +119,7 @@ struct BFloat16Row : Decoder<precision, WordTable<precision>> {
   }
 };
 
-// ---- tiles -------------------------------------------------------------------------------------------------------------------------
+// ---- tiles --------------------------------------------------------------------------------------------------------------------------
 
 // All eight tiles are as large as they can be. A constant: nothing is stored that a compiler could think nobody reads.
 struct alignas(64) TileConfiguration {
@@ -160,7 +160,7 @@ void multiply_tiles(const WeightTile* weights, const XTile* const* x, int tiles,
   if constexpr (weight_tiles == 2 && x_tiles == 2) _tile_stored(3, sums[1][1], kTileBytes);
 }
 
-// ---- sums --------------------------------------------------------------------------------------------------------------------------
+// ---- sums ---------------------------------------------------------------------------------------------------------------------------
 
 // Rows become columns: blocks of 1, 2, 4 and 8 change places with those across the diagonal.
 inline void transpose(__m512* rows) {
@@ -191,7 +191,7 @@ void write_sums(const SumTile& tile, std::int64_t rows, std::int64_t count, floa
   for (std::int64_t b = 0; b < count; ++b) _mm512_mask_storeu_ps(y[b] + first, mask, sums[b]);
 }
 
-// ---- the product -------------------------------------------------------------------------------------------------------------------
+// ---- the product --------------------------------------------------------------------------------------------------------------------
 
 inline std::int64_t at_most(std::int64_t limit, std::int64_t value) { return value < limit ? value : limit; }
 constexpr std::int64_t tiles_for(std::int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }

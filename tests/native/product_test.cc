@@ -224,7 +224,7 @@ void test_kernel(const Kernel& kernel) {
   for (int precision = 1; precision <= anyprec::kMaxPrecision; ++precision) test_dequantize(5, 577, precision, random);
 }
 
-// ---- the matrix unit ---------------------------------------------------------------------------------------------------------------
+// ---- the matrix unit ----------------------------------------------------------------------------------------------------------------
 
 template <class Element>
 std::vector<float> run(const MatrixUnit& unit, const Matrix& matrix, const std::vector<Element>& x, int m, std::int64_t first,
