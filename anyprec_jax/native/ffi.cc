@@ -15,6 +15,7 @@
 #include "attention.h"
 #include "ffi_operands.h"
 #include "job.h"
+#include "prefill.h"
 #include "product.h"
 
 namespace anyprec {
@@ -53,6 +54,32 @@ ffi::Future matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U32>
     return Job::run(pool, n, n * matrix.k, [=, &product](int64_t first, int64_t last) {
       product.multiply_rows(matrix, activations->x.data(), activations->m, first, last, activations->y.data());
       activations->round_rows(first, last);
+    });
+  } catch (const std::bad_alloc&) {
+    return failed(ffi::Error(ffi::ErrorCode::kResourceExhausted, "anyprec: out of memory"));
+  }
+}
+
+// As matmul, for many rows of x, on a processor with a matrix unit.
+ffi::Future prefill(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U32> bitplanes, ffi::Buffer<ffi::F16> codebook,
+                    ffi::BufferR0<ffi::S32> layer, ffi::Result<ffi::AnyBuffer> y, int64_t precision) {
+  const int64_t n = codebook.dimensions().size() == 3 ? codebook.dimensions()[1] : -1;
+  Planes planes{};
+  ANYPREC_CHECK(check_x_and_y(x, *y, n));
+  ANYPREC_CHECK(read_planes(bitplanes, n, x.dimensions()[1], planes));
+  ANYPREC_CHECK(check_codebook(planes, codebook.dimensions(), precision));
+  ANYPREC_CHECK(check_layer(*layer.typed_data(), planes.layers));
+  const MatrixUnit* unit = find_matrix_unit();
+  if (unit == nullptr) return failed(invalid("this processor has no matrix unit, or the operating system does not let it be used"));
+  const Matrix matrix = planes.matrix(*layer.typed_data(), static_cast<const uint16_t*>(codebook.untyped_data()), static_cast<int>(precision));
+  try {
+    auto activations = std::make_shared<Activations>();
+    pack(pool, *unit, x, *y, *activations);
+    const int64_t parts = (n + kPanelRows - 1) / kPanelRows, groups = (activations->m + kPackedRows - 1) / kPackedRows;
+    return Job::run(pool, parts, n * matrix.k * groups, [=](int64_t first, int64_t last) {
+      const int64_t first_row = first * kPanelRows, last_row = std::min(n, last * kPanelRows);
+      unit->multiply_rows(matrix, activations->memory.get(), activations->m, first_row, last_row, activations->y.data());
+      activations->round_rows(first_row, last_row);
     });
   } catch (const std::bad_alloc&) {
     return failed(ffi::Error(ffi::ErrorCode::kResourceExhausted, "anyprec: out of memory"));
@@ -229,6 +256,19 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(AnyPrecMatmul, anyprec::matmul,
                                   .Attr<int64_t>("precision")
                                   .Attr<std::string_view>("arithmetic")
                                   .Attr<std::string_view>("isa"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(AnyPrecPrefill, anyprec::prefill,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Arg<ffi::Buffer<ffi::F16>>()
+                                  .Arg<ffi::BufferR0<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<int64_t>("precision"));
+
+// Asked from Python before a program is compiled.
+extern "C" bool AnyPrecHasMatrixUnit() { return anyprec::find_matrix_unit() != nullptr; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(AnyPrecMatmulMixed, anyprec::matmul_mixed,
                               ffi::Ffi::Bind()

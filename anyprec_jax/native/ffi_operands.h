@@ -15,6 +15,9 @@
 #include <utility>
 #include <vector>
 
+#include "bfloat16.h"
+#include "job.h"
+#include "prefill.h"
 #include "product.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -53,20 +56,6 @@ ffi::Future failed(ffi::Error error) {
 
 // ---- x and y -----------------------------------------------------------------------------------------------------------------------
 
-float from_bfloat16(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-uint16_t to_bfloat16(float value) {  // to nearest, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  return static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
@@ -75,7 +64,7 @@ struct Free {
 struct Activations {
   int64_t m = 0, n = 0;
   std::unique_ptr<char, Free> memory;
-  std::vector<const void*> x;    // [m], arranged
+  std::vector<const void*> x;    // [m], arranged; empty where all rows are packed together
   std::vector<float*> y;         // [m] rows; of `unrounded` when the result is bfloat16
   std::vector<float> unrounded;  // [m, n], or empty
   uint16_t* rounded = nullptr;   // [m, n], or null when the result is float32
@@ -86,21 +75,30 @@ struct Activations {
   }
 };
 
+// Makes room for what the rows of x become, and says where their products go. Throws std::bad_alloc.
+void place(ffi::AnyBuffer x, ffi::AnyBuffer y, int64_t bytes, Activations& out) {
+  const int64_t m = x.dimensions()[0], n = y.dimensions()[1];
+  out.m = m, out.n = n;
+  if (m == 0) return;
+  out.memory.reset(static_cast<char*>(std::aligned_alloc(64, std::max<int64_t>(bytes, 64))));
+  if (out.memory == nullptr) throw std::bad_alloc();
+  float* results = static_cast<float*>(y.untyped_data());
+  if (x.element_type() == ffi::BF16) {
+    out.unrounded.resize(m * n);
+    results = out.unrounded.data();
+    out.rounded = static_cast<uint16_t*>(y.untyped_data());
+  }
+  for (int64_t b = 0; b < m; ++b) out.y.push_back(results + b * n);
+}
+
 // Throws std::bad_alloc.
 template <class AnyMatrix>
 void arrange(const Product<AnyMatrix>& product, ffi::AnyBuffer x, ffi::AnyBuffer y, Activations& out) {
-  const int64_t m = x.dimensions()[0], k = x.dimensions()[1], n = y.dimensions()[1];
-  out.m = m, out.n = n;
-  if (m == 0) return;
+  const int64_t m = x.dimensions()[0], k = x.dimensions()[1];
   const int64_t row_bytes = (product.arranged_bytes(k) + 63) / 64 * 64;
-  out.memory.reset(static_cast<char*>(std::aligned_alloc(64, std::max<int64_t>(m * row_bytes, 64))));
-  if (out.memory == nullptr) throw std::bad_alloc();
+  place(x, y, m * row_bytes, out);
   const bool is_bfloat16 = x.element_type() == ffi::BF16;
   std::vector<float> widened(is_bfloat16 ? k : 0);
-  if (is_bfloat16) {
-    out.unrounded.resize(m * n);
-    out.rounded = static_cast<uint16_t*>(y.untyped_data());
-  }
   for (int64_t b = 0; b < m; ++b) {
     const float* row = static_cast<const float*>(x.untyped_data()) + b * k;
     if (is_bfloat16) {
@@ -111,8 +109,26 @@ void arrange(const Product<AnyMatrix>& product, ffi::AnyBuffer x, ffi::AnyBuffer
     char* arranged = out.memory.get() + b * row_bytes;
     product.arrange(row, k, arranged);
     out.x.push_back(arranged);
-    out.y.push_back((is_bfloat16 ? out.unrounded.data() : static_cast<float*>(y.untyped_data())) + b * n);
   }
+}
+
+// The same for a matrix unit; with many rows of x it is worth sharing out. Throws std::bad_alloc.
+void pack(ffi::ThreadPool& pool, const MatrixUnit& unit, ffi::AnyBuffer x, ffi::AnyBuffer y, Activations& out) {
+  const int64_t m = x.dimensions()[0], k = x.dimensions()[1], groups = (m + kPackedRows - 1) / kPackedRows;
+  const int64_t group_bytes = unit.packed_bytes(k);
+  place(x, y, groups * group_bytes, out);
+  char* const memory = out.memory.get();
+  Job::finish(pool, groups, m * k, [=](int64_t first, int64_t last) {
+    for (int64_t group = first; group < last; ++group) {
+      const int64_t row = group * kPackedRows, rows = std::min(kPackedRows, m - row);
+      char* const packed = memory + group * group_bytes;
+      if (x.element_type() == ffi::BF16) {
+        unit.pack_bfloat16(static_cast<const uint16_t*>(x.untyped_data()) + row * k, rows, k, packed);
+      } else {
+        unit.pack_float32(static_cast<const float*>(x.untyped_data()) + row * k, rows, k, packed);
+      }
+    }
+  });
 }
 
 ffi::Error check_x_and_y(ffi::AnyBuffer x, ffi::AnyBuffer y, int64_t n) {

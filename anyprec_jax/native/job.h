@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <thread>
 #include <utility>
 
 #include "xla/ffi/api/ffi.h"
@@ -21,6 +22,18 @@ class Job {
   // Calls `range` on parts of 0..n-1, here and on the pool's threads, and returns a future of all of them: XLA's own thread is free once
   // it has done its share. `weights` says how much work there is.
   static xla::ffi::Future run(xla::ffi::ThreadPool& pool, std::int64_t n, std::int64_t weights, Range range) {
+    return xla::ffi::Future(start(pool, n, weights, std::move(range))->done_);
+  }
+
+  // The same, and returns when all are done. Parts that others have taken are being worked on, so this waits for none that has to be
+  // scheduled yet.
+  static void finish(xla::ffi::ThreadPool& pool, std::int64_t n, std::int64_t weights, Range range) {
+    const auto job = start(pool, n, weights, std::move(range));
+    while (job->unfinished_.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+  }
+
+ private:
+  static std::shared_ptr<Job> start(xla::ffi::ThreadPool& pool, std::int64_t n, std::int64_t weights, Range range) {
     // A task shorter than this many weights costs more to hand to another thread than to do.
     constexpr std::int64_t kMinTaskWeights = 1 << 16;
     // More tasks than threads, so that a thread that starts late or loses its core does not hold up the rest.
@@ -30,14 +43,12 @@ class Job {
     job->n_ = n, job->range_ = std::move(range);
     job->num_tasks_ = std::clamp<std::int64_t>(std::min(n, weights / kMinTaskWeights), 1, threads * kTasksPerThread);
     job->unfinished_ = job->num_tasks_;
-    xla::ffi::Future future(job->done_);
     const std::int64_t helpers = std::min(threads, job->num_tasks_) - 1;
     for (std::int64_t i = 0; i < helpers; ++i) pool.Schedule([job] { job->work(); });
     job->work();
-    return future;
+    return job;
   }
 
- private:
   void work() {
     for (std::int64_t task; (task = next_.fetch_add(1)) < num_tasks_;) {
       range_(n_ * task / num_tasks_, n_ * (task + 1) / num_tasks_);

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Float16, Float32, Int32, UInt8, UInt32
 TARGET = "anyprec_matmul"
 _HANDLERS = {
     TARGET: "AnyPrecMatmul",
+    "anyprec_prefill": "AnyPrecPrefill",
     "anyprec_matmul_mixed": "AnyPrecMatmulMixed",
     "anyprec_dequantize": "AnyPrecDequantize",
     "anyprec_affine_matmul": "AnyPrecAffineMatmul",
@@ -29,6 +30,15 @@ DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))  # of x, and so of th
 def why_unavailable() -> str | None:
     """None when the products can be called, otherwise the reason, in one line. The first call loads the library."""
     return _load(LIBRARY)
+
+
+def has_matrix_unit() -> bool:
+    """Whether `prefill` can be called: the library is there, and this processor has Intel AMX for bfloat16 and the AVX-512 beside it."""
+    if why_unavailable() is not None:
+        return False
+    ask = ctypes.CDLL(str(LIBRARY)).AnyPrecHasMatrixUnit
+    ask.restype = ctypes.c_bool
+    return ask()
 
 
 def matmul(
@@ -68,6 +78,30 @@ def matmul(
     result = jax.ShapeDtypeStruct((x.shape[0], codebook.shape[1]), x.dtype)
     attributes = {"precision": np.int64(precision), "arithmetic": arithmetic or DEFAULT_ARITHMETIC, "isa": isa or ""}
     return jax.ffi.ffi_call(TARGET, result)(x, bitplanes, codebook, layer, **attributes)
+
+
+def prefill(
+    x: Float[Array, "m k"],
+    bitplanes: UInt32[Array, "layers parent ..."],
+    codebook: Float16[Array, "layers n entries"],
+    layer: Int32[Array, ""],
+    *,
+    precision: int,
+) -> Float[Array, "m n"]:
+    """The product with many rows of `x` on the processor's matrix unit: `x` and weights rounded to bfloat16, summed in fp32.
+
+    Weights are decoded once for every 512 rows. Relative L2 error against float64, for activations with outlier channels of 12 times the
+    others: 5e-3. What comes out for a row of `x` does not depend on the other rows, nor on the number of threads.
+    Arguments as for `matmul`.
+
+    Raises:
+      ValueError or jax.errors.JaxRuntimeError: as `matmul`, and if not `has_matrix_unit()`.
+
+    Memory: O(m * (k + n)).
+    """
+    result = jax.ShapeDtypeStruct((x.shape[0], codebook.shape[1]), x.dtype)
+    call = jax.ffi.ffi_call("anyprec_prefill", result)
+    return call(x, bitplanes, codebook, layer, precision=np.int64(precision))
 
 
 def matmul_mixed(

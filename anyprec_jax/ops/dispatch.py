@@ -40,7 +40,8 @@ def matmul(
         say, and exact; None picks the best that works on the platforms that are here and for this number of rows, and never fails. All
         but "xla" take float32 and bfloat16.
       arithmetic: what the native product may round, "exact", "int16" or "int8", with the error bounds of `ops.cpu.matmul`; None is
-        "int16" up to 16 rows of x, and exact products of decoded weights above. Naming one asks for implementation "cpu".
+        "int16" up to 16 rows of x; above, exact products of decoded weights, or where the processor has Intel AMX and k >= 128,
+        bfloat16 products with relative errors up to 5e-3 (`ops.cpu.prefill`). Naming one asks for implementation "cpu".
       isa: the instruction set of the native product, "portable", "avx2" or "avx512"; None is the best of this processor. Naming one
         asks for implementation "cpu".
 

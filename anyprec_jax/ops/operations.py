@@ -13,8 +13,10 @@ from anyprec_jax.ops import cpu, pallas_gpu, pallas_tpu
 from anyprec_jax.ops.reference import dequantize, matmul_xla
 from anyprec_jax.ops.transforms import Operation, precision_of, with_gradient, with_vmap
 
-# Above this many rows of x most of the work is in the product: decode the matrix once and use XLA's dense one.
+# Above this many rows of x most of the work is in the product: decode the matrix once, for the matrix unit or for XLA's dense product.
 MAX_DECODE_ROWS = 16
+# On shorter rows roundings to bfloat16 do not average out, and there is nothing to gain.
+MIN_MATRIX_UNIT_COLUMNS = 128
 
 
 def xla(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
@@ -25,12 +27,15 @@ def xla(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
 
 @functools.cache
 def native(arithmetic: cpu.Arithmetic | None, isa: cpu.Isa | None) -> Operation:
-    """The native product; without a named arithmetic, many rows go through a dense product of decoded weights."""
+    """The native product; without a named arithmetic, many rows go through the matrix unit or a dense product of decoded weights."""
+    may_use_unit = isa in (None, "avx512")  # it decodes with AVX-512
 
     def forward(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
-        if x.shape[0] > MAX_DECODE_ROWS and arithmetic is None:  # asked here because vmap adds rows
-            return _decode_then_multiply(x, planes, codebook, layer)
         precision = precision_of(codebook)
+        if x.shape[0] > MAX_DECODE_ROWS and arithmetic is None:  # asked here because vmap adds rows
+            if may_use_unit and x.shape[1] >= MIN_MATRIX_UNIT_COLUMNS and cpu.has_matrix_unit():
+                return cpu.prefill(x, planes, codebook, layer, precision=precision)
+            return _decode_then_multiply(x, planes, codebook, layer)
         return cpu.matmul(x, planes, codebook, layer, precision=precision, arithmetic=arithmetic, isa=isa)
 
     return with_gradient(with_vmap(forward), xla)

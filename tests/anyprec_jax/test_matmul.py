@@ -10,7 +10,7 @@ import pytest
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.layout import prepare
 from anyprec_jax.ops import arg_specs, cpu, dequantize, matmul, matmul_mixed
-from anyprec_jax.ops.operations import MAX_DECODE_ROWS
+from anyprec_jax.ops.operations import MAX_DECODE_ROWS, MIN_MATRIX_UNIT_COLUMNS
 from tests.anyprec_jax.oracles_matmul import assert_close_product, assert_product, example, normal
 
 FAILURE = (ValueError, jax.errors.JaxRuntimeError)
@@ -20,8 +20,9 @@ every_implementation = pytest.mark.parametrize("implementation", ["xla", pytest.
 
 def arithmetic_of(implementation: str | None, rows: int = 1) -> str:
     """What may be rounded where none is named."""
-    is_native = implementation != "xla" and cpu.why_unavailable() is None
-    return "int16" if is_native and rows <= MAX_DECODE_ROWS else "exact"
+    if implementation == "xla" or cpu.why_unavailable() is not None:
+        return "exact"
+    return "int16" if rows <= MAX_DECODE_ROWS else "bfloat16" if cpu.has_matrix_unit() else "exact"
 
 
 @every_implementation
@@ -222,6 +223,30 @@ class TestDispatch:
         assert cpu.TARGET not in lowered(1, "cpu", "xla")
         assert cpu.TARGET not in lowered(1, "tpu")
         assert cpu.TARGET not in lowered(1, "cuda")
+
+    @needs_native
+    @pytest.mark.parametrize("has_unit", [True, False])
+    def test_many_rows_go_through_a_matrix_unit_where_there_is_one(self, monkeypatch, has_unit):
+        monkeypatch.setattr(cpu, "has_matrix_unit", lambda: has_unit)
+        jax.clear_caches()  # the answer is asked for while tracing
+
+        def uses_unit(rows, k, **options):
+            array, _ = example(np.random.default_rng(0), 8, k)
+            f = jax.jit(lambda x, array: matmul(x, array, precision=4, **options))
+            lowered = f.lower(normal(rows, k), array).as_text()
+            assert ("anyprec_prefill" in lowered) + ("anyprec_dequantize" in lowered) + (cpu.TARGET in lowered) == 1
+            return "anyprec_prefill" in lowered
+
+        rows, k = MAX_DECODE_ROWS + 1, MIN_MATRIX_UNIT_COLUMNS
+        try:
+            assert uses_unit(rows, k) == has_unit
+            assert uses_unit(rows, k, isa="avx512") == has_unit
+            assert not uses_unit(rows - 1, k)
+            assert not uses_unit(rows, k - 1)
+            for options in ({"isa": "avx2"}, {"isa": "portable"}, {"arithmetic": "exact"}, {"arithmetic": "int16"}):
+                assert not uses_unit(rows, k, **options)
+        finally:
+            jax.clear_caches()
 
     @needs_native
     def test_vmap_counts_as_rows(self):

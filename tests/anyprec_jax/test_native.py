@@ -27,6 +27,7 @@ from tests.anyprec_jax.oracles_matmul import (
 FAILURE = (ValueError, jax.errors.JaxRuntimeError)
 
 needs_native = pytest.mark.skipif(cpu.why_unavailable() is not None, reason=f"{cpu.why_unavailable()}")
+needs_matrix_unit = pytest.mark.skipif(not cpu.has_matrix_unit(), reason="no matrix unit here that can be used")
 
 
 def test_a_compiler_means_a_native_operation():
@@ -170,6 +171,82 @@ class TestDequantize:
             for planes in (array.bitplanes, prepare(array).planes):
                 dense = cpu.dequantize(planes, array.codebooks[precision], jnp.int32(1), k=k, precision=precision)
                 np.testing.assert_array_equal(dense, weights[precision][1].astype(np.float32))
+
+
+@needs_native
+class TestMatrixUnit:
+    def prefill(self, x, array, *, precision, layer=0):
+        codebook = array.codebooks[precision]
+        natural, prepared = (
+            cpu.prefill(x, planes, codebook, jnp.int32(layer), precision=precision)
+            for planes in (array.bitplanes, prepare(array).planes)
+        )
+        np.testing.assert_array_equal(natural, prepared)
+        return natural
+
+    def test_it_is_what_the_processor_has(self):
+        if cpu.has_matrix_unit():
+            assert set(Path("/proc/cpuinfo").read_text().split()) >= FLAGS["avx512"] | {"amx_tile", "amx_bf16"}
+        else:
+            call = jax.ffi.ffi_call("anyprec_prefill", jax.ShapeDtypeStruct((1, 5), jnp.float32))
+            operands = jnp.zeros((1, 40)), jnp.zeros((2, 4, 5, 2), jnp.uint32), jnp.zeros((2, 5, 8), jnp.float16)
+            with pytest.raises(FAILURE, match="this processor has no matrix unit"):
+                jax.block_until_ready(call(*operands, jnp.int32(0), precision=np.int64(3)))
+
+    @needs_matrix_unit
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    @pytest.mark.parametrize("precision", range(1, 9))
+    def test_equals_oracle(self, precision, dtype):
+        for rows, n, k in ((17, 1, 128), (33, 70, 577), (48, 64, 1056), (530, 21, 512)):
+            array, weights = example(np.random.default_rng(k), n, k, layers=2, seed=precision, parent=precision)
+            x = with_outliers(rows, k, dtype=dtype, seed=k)
+            product = self.prefill(x, array, precision=precision, layer=1)
+            assert_close_product(product, x, weights[precision][1], arithmetic="bfloat16")
+
+    @needs_matrix_unit
+    def test_a_row_does_not_depend_on_the_others(self):
+        array, _ = example(np.random.default_rng(0), 300, 1100, layers=1, seed=3, parent=3)
+        x = normal(70, 1100)
+        together = self.prefill(x, array, precision=3)
+        for first, last in ((0, 1), (1, 17), (17, 70)):
+            np.testing.assert_array_equal(self.prefill(x[first:last], array, precision=3), together[first:last])
+
+    @needs_matrix_unit
+    def test_infinities_and_nans(self):
+        array, _ = example(np.random.default_rng(0), 5, 576, layers=1)
+        x = normal(20, 576)
+        product = np.asarray(self.prefill(x.at[3, 300].set(jnp.nan).at[18, 300].set(jnp.inf), array, precision=3))
+        others = np.setdiff1d(np.arange(20), [3, 18])
+        assert np.isnan(product[3]).all() and not np.isfinite(product[18]).any()
+        np.testing.assert_array_equal(product[others], self.prefill(x, array, precision=3)[others])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": (2, 65)}, r"\[5, 65\] needs bitplanes \[layers, parent, 5, 3\], got \[2, 4, 5, 2\]"),
+            ({"dtype": jnp.float16}, r"x must be float32 or bfloat16, got F16"),
+            ({"result": (2, 6)}, r"result must be \[2, 5\], got \[2, 6\]"),
+            ({"codebook": (2, 5, 16)}, r"codebook \[2, 5, 8\], got \[2, 5, 16\]"),
+            ({"precision": 9}, r"precision must be from 1 to 8, got 9"),
+            ({"layer": 2}, r"layer must be in \[0, 2\), got 2"),
+        ],
+        ids=str,
+    )
+    def test_bad_buffers(self, change, message):
+        given = {
+            "x": (2, 40),
+            "result": (2, 5),
+            "dtype": jnp.float32,
+            "codebook": (2, 5, 8),
+            "layer": 0,
+            "precision": 3,
+        }
+        given |= change
+        call = jax.ffi.ffi_call("anyprec_prefill", jax.ShapeDtypeStruct(given["result"], given["dtype"]))
+        operands = jnp.zeros(given["x"], given["dtype"]), jnp.zeros((2, 4, 5, 2), jnp.uint32)
+        codebook, layer = jnp.zeros(given["codebook"], jnp.float16), jnp.int32(given["layer"])
+        with pytest.raises(FAILURE, match=message):
+            jax.block_until_ready(call(*operands, codebook, layer, precision=np.int64(given["precision"])))
 
 
 @needs_native

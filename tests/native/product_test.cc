@@ -3,6 +3,9 @@
 // Every buffer is a heap block of exactly the size that the interface asks for, so that AddressSanitizer sees one byte too many.
 #include "product.h"
 
+#include "bfloat16.h"
+#include "prefill.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -12,12 +15,19 @@
 #include <string>
 #include <vector>
 
+#if defined(ANYPREC_AMX_UNASKED)
+namespace anyprec {
+extern const MatrixUnit kAmxUnit;
+}
+#endif
+
 namespace {
 
 using anyprec::AffineMatrix;
 using anyprec::Arithmetic;
 using anyprec::Kernel;
 using anyprec::Matrix;
+using anyprec::MatrixUnit;
 using anyprec::Product;
 
 int failures = 0;
@@ -214,23 +224,122 @@ void test_kernel(const Kernel& kernel) {
   for (int precision = 1; precision <= anyprec::kMaxPrecision; ++precision) test_dequantize(5, 577, precision, random);
 }
 
+// ---- the matrix unit ----------------------------------------------------------------------------------------------------------------
+
+template <class Element>
+std::vector<float> run(const MatrixUnit& unit, const Matrix& matrix, const std::vector<Element>& x, int m, std::int64_t first,
+                       std::int64_t last) {
+  const std::int64_t k = matrix.k, bytes = unit.packed_bytes(k), step = anyprec::kPackedRows;
+  const Aligned packed((m + step - 1) / step * bytes);
+  for (std::int64_t b = 0; b < m; b += step) {
+    const std::int64_t rows = std::min(step, m - b);
+    const std::vector<Element> group(x.begin() + b * k, x.begin() + (b + rows) * k);
+    void* to = static_cast<char*>(packed.data) + b / step * bytes;
+    if constexpr (sizeof(Element) == sizeof(float)) {
+      unit.pack_float32(group.data(), rows, k, to);
+    } else {
+      unit.pack_bfloat16(group.data(), rows, k, to);
+    }
+  }
+  std::vector<float> y(m * matrix.n, -1e30f);
+  std::vector<float*> rows;
+  for (int b = 0; b < m; ++b) rows.push_back(y.data() + b * matrix.n);
+  unit.multiply_rows(matrix, packed.data, m, first, last, rows.data());
+  return y;
+}
+
+void test_unit(const MatrixUnit& unit, int n, int k, int precision, int m, std::mt19937& random) {
+  const std::string what = "matrix unit n=" + std::to_string(n) + " k=" + std::to_string(k) + " precision=" + std::to_string(precision) +
+                           " m=" + std::to_string(m);
+  const Example e = make_example(n, k, precision, random() % 2 ? 2112 : 0, random);
+  const std::vector<float> x = make_x(m, k, random);
+  const std::vector<float> y = run(unit, e.matrix(), x, m, 0, n);
+  const double error = relative_error(y, e.weights, e.largest, x, m, n, k);
+  expect(error <= 5e-3, what, error);
+  // After both sides have been rounded to bfloat16 there is nothing left but fp32 sums.
+  std::vector<std::uint16_t> narrow(x.size());
+  std::transform(x.begin(), x.end(), narrow.begin(), anyprec::to_bfloat16);
+  std::vector<float> rounded_x(x.size());
+  std::transform(narrow.begin(), narrow.end(), rounded_x.begin(), anyprec::from_bfloat16);
+  std::vector<double> rounded_weights(e.weights.size());
+  std::transform(e.weights.begin(), e.weights.end(), rounded_weights.begin(),
+                 [](double weight) { return anyprec::from_bfloat16(anyprec::to_bfloat16(static_cast<float>(weight))); });
+  const double rest = relative_error(y, rounded_weights, e.largest, rounded_x, m, n, k);
+  expect(rest <= bound_of(Arithmetic::kExact), what + " rounded", rest);
+  expect(run(unit, e.matrix(), narrow, m, 0, n) == y, what + " bfloat16", 0);
+  // A part of the rows, and each row of x alone: the same bits, and nothing written elsewhere.
+  const std::int64_t first = n / 3, last = n - n / 4;
+  const std::vector<float> part = run(unit, e.matrix(), x, m, first, last);
+  for (int b = 0; b < m; ++b)
+    for (int row = 0; row < n; ++row) {
+      const float wanted = row < first || row >= last ? -1e30f : y[b * n + row];
+      expect(part[b * n + row] == wanted, what + " part", part[b * n + row] - wanted);
+    }
+  for (int b = 0; b < m; b += 7) {
+    const std::vector<float> alone = run(unit, e.matrix(), std::vector<float>(x.begin() + b * k, x.begin() + (b + 1) * k), 1, 0, n);
+    expect(std::equal(alone.begin(), alone.end(), y.begin() + b * n), what + " alone", b);
+  }
+}
+
+void test_non_finite(const MatrixUnit& unit, std::mt19937& random) {
+  const Example e = make_example(40, 700, 4, 0, random);
+  const std::vector<float> x = make_x(20, 700, random), y = run(unit, e.matrix(), x, 20, 0, 40);
+  for (const float bad : {INFINITY, -INFINITY, NAN}) {
+    std::vector<float> changed = x;
+    changed[3 * 700 + 600] = bad;
+    const std::vector<float> actual = run(unit, e.matrix(), changed, 20, 0, 40);
+    for (int i = 0; i < 20 * 40; ++i)
+      expect(i / 40 == 3 ? !std::isfinite(actual[i]) : actual[i] == y[i], "matrix unit and a non-finite row of x", actual[i]);
+  }
+}
+
+void test_unit(const MatrixUnit& unit) {
+  std::mt19937 random(1);
+  const int shapes[][3] = {{1, 1, 1},    {15, 31, 2},   {16, 33, 16},  {17, 64, 17},  {33, 65, 31},
+                           {31, 127, 33}, {64, 448, 20}, {65, 512, 48}, {100, 513, 5}, {130, 576, 33}};
+  for (int precision = 1; precision <= anyprec::kMaxPrecision; ++precision)
+    for (const auto& shape : shapes) test_unit(unit, shape[0], shape[1], precision, shape[2], random);
+  test_unit(unit, 70, 1540, 3, 40, random);
+  test_unit(unit, 9, 1100, 8, 530, random);
+  test_non_finite(unit, random);
+}
+
+// Those that a build without the question is to test need not have been found.
+const MatrixUnit* unit_here() {
+#if defined(ANYPREC_AMX_UNASKED)
+  return &anyprec::kAmxUnit;
+#else
+  return anyprec::find_matrix_unit();
+#endif
+}
+
+// Returns whether it runs here.
+bool test(const std::string& isa) {
+  if (isa == "amx") {
+    const MatrixUnit* unit = unit_here();
+    if (unit != nullptr) test_unit(*unit);
+    return unit != nullptr;
+  }
+  const Kernel* kernel = anyprec::find_kernel(isa);
+  if (kernel != nullptr) test_kernel(*kernel);
+  return kernel != nullptr;
+}
+
 }  // namespace
 
 // With arguments: the instruction sets to test, each of which has to run here.
 int main(int argc, char** argv) {
   std::vector<std::string> wanted(argv + 1, argv + argc);
   const bool all = wanted.empty();
-  if (all) wanted = {"portable", "avx2", "avx512"};
+  if (all) wanted = {"portable", "avx2", "avx512", "amx"};
   for (const std::string& isa : wanted) {
-    const Kernel* kernel = anyprec::find_kernel(isa);
-    if (kernel == nullptr) {
+    const int before = failures;
+    if (test(isa)) {
+      std::printf("%s: %s\n", isa.c_str(), failures == before ? "ok" : "FAILED");
+    } else {
       std::printf("%s: not here\n", isa.c_str());
       if (!all) ++failures;
-      continue;
     }
-    const int before = failures;
-    test_kernel(*kernel);
-    std::printf("%s: %s\n", isa.c_str(), failures == before ? "ok" : "FAILED");
   }
   return failures == 0 ? 0 : 1;
 }
