@@ -1,4 +1,4 @@
-// A row of a codebook, fp16 [2**precision], as both x86 kernels read it; needs AVX2.
+// A row of a codebook, fp16 [2**precision], as the x86 kernels read it; needs AVX2 and F16C.
 #ifndef ANYPREC_JAX_NATIVE_CODEBOOK_X86_H_
 #define ANYPREC_JAX_NATIVE_CODEBOOK_X86_H_
 
@@ -6,8 +6,6 @@
 
 #include <cstdint>
 #include <cstring>
-
-#include "half.h"
 
 namespace anyprec {
 namespace {
@@ -34,7 +32,7 @@ inline float largest_magnitude(const std::uint16_t* codebook) {
     largest = _mm256_max_epu16(largest, _mm256_and_si256(sixteen_entries<precision>(codebook, first), _mm256_set1_epi16(0x7fff)));
   const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
   const __m128i complement = _mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1)));  // there is no maximum, but a minimum
-  return half_to_float(static_cast<std::uint16_t>(~_mm_cvtsi128_si32(complement)));
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_xor_si128(complement, _mm_set1_epi16(-1))));
 }
 
 // How a row's centroids become integers of magnitude `top` at most.

@@ -7,7 +7,8 @@
 //   Planes, load, load_tail      that part of each plane, the least significant first
 //   prepare(matrix, row)         look-up tables for a row
 //   for_each_weights(planes, f)  calls f(part, weights) for part = 0, 1, ..., kParts - 1, in this order
-//   kLoadsAhead                  whether there is also for_each_weights(planes, next, f), which does the same and returns load(next)
+//   kLoadsAhead                  whether there is also for_each_weights(planes, source, next, f), which does the same and returns
+//                                source.load(next)
 //   Partial, add(...), fold(...) sums of products of one chunk, and into the Sum over chunks of one row of x
 //   tail_weights, fold_tail      the same for a tail
 //   finish(sum)                  the sum as a number
@@ -50,15 +51,20 @@ void multiply_one(const Matrix& matrix, const typename A::Activations& x, std::i
 }
 
 // The same for a processor that finds too little to do at once within a chunk: the next chunk is loaded among the look-ups of this one,
-// and the next tables are prepared before this row begins.
+// whether it is of this row or the next, whose tables are prepared before this row begins.
 template <class A>
 void multiply_one_ahead(const Matrix& matrix, const typename A::Activations& x, std::int64_t first, std::int64_t last, float* y) {
   const auto extent = A::Activations::extent(matrix.k);
   A units[2];
-  if (first < last) units[first % 2].prepare(matrix, first);
+  typename A::Planes planes;
+  if (first < last) {
+    units[first % 2].prepare(matrix, first);
+    if (extent.full > 0) planes = units[first % 2].load(0);
+  }
   for (std::int64_t row = first; row < last; ++row) {
     const A& unit = units[row % 2];
-    if (row + 1 < last) units[(row + 1) % 2].prepare(matrix, row + 1);
+    A& following = units[(row + 1) % 2];
+    if (row + 1 < last) following.prepare(matrix, row + 1);
     typename A::Sum sum{};
     const auto add_chunk = [&](std::int64_t chunk, auto for_each_weights) __attribute__((always_inline)) {
       const auto& block = x.blocks()[chunk];
@@ -67,13 +73,12 @@ void multiply_one_ahead(const Matrix& matrix, const typename A::Activations& x, 
                            __attribute__((always_inline)) { A::add(partial, i, weights, block); });
       A::fold(sum, partial, block);
     };
-    if (extent.full > 0) {
-      typename A::Planes planes = unit.load(0);
-      for (std::int64_t chunk = 0; chunk < extent.full; ++chunk)
-        add_chunk(chunk, [&](auto f) __attribute__((always_inline)) {
-          const std::int64_t next = chunk + 1 < extent.full ? chunk + 1 : chunk;  // the last one loads itself again
-          planes = unit.for_each_weights(planes, next, f);
-        });
+    for (std::int64_t chunk = 0; chunk < extent.full; ++chunk) {
+      const bool ends_row = chunk + 1 == extent.full;
+      const A& source = ends_row && row + 1 < last ? following : unit;  // the very last chunk is followed by one that nobody looks at
+      add_chunk(chunk, [&](auto f) __attribute__((always_inline)) {
+        planes = unit.for_each_weights(planes, source, ends_row ? 0 : chunk + 1, f);
+      });
     }
     if (extent.blocks != extent.full)
       add_chunk(extent.full, [&](auto f) __attribute__((always_inline)) {

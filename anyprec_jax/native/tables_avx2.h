@@ -164,11 +164,12 @@ struct Decoder : PlaneReader<precision> {
   }
 
   template <class F>
-  inline __attribute__((always_inline)) Codes<precision> for_each_weights(const Codes<precision>& codes, std::int64_t next, F f) const {
+  inline __attribute__((always_inline)) Codes<precision> for_each_weights(const Codes<precision>& codes, const Decoder& source,
+                                                                          std::int64_t next, F f) const {
     Assembly<precision> assembly;
-    this->prefetch(next);
+    source.prefetch(next);
     table.for_each_weights(codes, f, [&](int i) __attribute__((always_inline)) {
-      assembly.step(i, [&](int plane) __attribute__((always_inline)) { return this->load_plane(plane, next); });
+      assembly.step(i, [&](int plane) __attribute__((always_inline)) { return source.load_plane(plane, next); });
     });
     return assembly.codes;
   }
