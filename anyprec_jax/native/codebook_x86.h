@@ -24,6 +24,14 @@ inline __m256i sixteen_entries(const std::uint16_t* codebook, int first) {
   }
 }
 
+// Has the codebook of the row after next brought from memory: tables are prepared in one burst of reads.
+template <int precision>
+inline void prefetch_codebook(const std::uint16_t* codebook) {
+  constexpr int kEntriesOfLine = 32;
+  for (int entry = 0; entry < 1 << precision; entry += kEntriesOfLine)
+    _mm_prefetch(reinterpret_cast<const char*>(codebook + (2 << precision) + entry), _MM_HINT_T0);
+}
+
 // The largest magnitude: as fp16 bits they have the order of the numbers.
 template <int precision>
 inline float largest_magnitude(const std::uint16_t* codebook) {

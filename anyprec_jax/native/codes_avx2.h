@@ -114,10 +114,10 @@ struct PlaneReader {
     return _mm256_loadu_si256(reinterpret_cast<const V*>(bytes(plane, chunk)));
   }
 
-  // A line ahead of its use by what memory takes to answer; one in two chunks begins a line.
+  // A line ahead of its use by what memory takes to answer. One in two chunks begins a line, if rows are whole lines.
   inline __attribute__((always_inline)) void prefetch(std::int64_t chunk) const {
-    constexpr int kAhead = 1024;
-    if (chunk % 2 != 0) return;
+    constexpr int kAhead = 4096;
+    if (chunk % 2 != 0 && row_bytes % 64 == 0) return;
     for (int p = 0; p < precision; ++p) _mm_prefetch(reinterpret_cast<const char*>(bytes(p, chunk) + kAhead), _MM_HINT_T0);
   }
 
@@ -127,6 +127,7 @@ struct PlaneReader {
   }
 
   Planes load_tail(std::int64_t chunk) const {
+    prefetch(chunk);
     const int words = static_cast<int>(row_bytes - 32 * chunk) / 4;
     const V mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(words), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     return Assembly<precision>::all(

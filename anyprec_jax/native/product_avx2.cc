@@ -59,6 +59,7 @@ struct Int16 : Decoder<precision, WordTable<precision>> {
   void prepare(const Matrix& matrix, std::int64_t row) {
     this->at(matrix, row);
     const std::uint16_t* codebook = matrix.codebook + (row << precision);
+    prefetch_codebook<precision>(codebook);
     const RowScale row_scaling = row_scale<precision>(codebook, kTop16);
     scale = row_scaling.scale;
     for (int t = 0; t < ByteTable<precision>::kTables; ++t)
@@ -114,6 +115,7 @@ struct Int8 : Decoder<precision, WeightTable<precision>> {
   void prepare(const Matrix& matrix, std::int64_t row) {
     this->at(matrix, row);
     const std::uint16_t* codebook = matrix.codebook + (row << precision);
+    prefetch_codebook<precision>(codebook);
     const RowScale row_scaling = row_scale<precision>(codebook, kTop8);
     scale = row_scaling.scale;
     V unused;

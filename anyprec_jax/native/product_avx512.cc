@@ -92,7 +92,7 @@ struct Int16 : Decoder<precision, WordTable<precision>> {
   void prepare(const Matrix& matrix, std::int64_t row) {
     this->at(matrix, row);
     const std::uint16_t* codebook = matrix.codebook + (row << precision);
-    _mm_prefetch(reinterpret_cast<const char*>(codebook + (2 << precision)), _MM_HINT_T0);
+    prefetch_codebook<precision>(codebook);
     const RowScale scaling = row_scale<precision>(codebook, kTopWeight16);
     scale = scaling.scale;
     this->table.fill([&](int first) { return integers_of<precision>(codebook, first, scaling.inverse, kMiddle16); });
@@ -168,7 +168,7 @@ struct Int8 : Decoder<precision, ByteTable<precision>> {
   void prepare(const Matrix& matrix, std::int64_t row) {
     this->at(matrix, row);
     const std::uint16_t* codebook = matrix.codebook + (row << precision);
-    _mm_prefetch(reinterpret_cast<const char*>(codebook + (2 << precision)), _MM_HINT_T0);
+    prefetch_codebook<precision>(codebook);
     const RowScale scaling = row_scale<precision>(codebook, kTop8);
     scale = scaling.scale;
     WordTable<precision> words;
