@@ -37,7 +37,7 @@ inline __attribute__((always_inline)) float exp_of_negative(float x) {
   return x < -87.0f ? 0.0f : p * power;
 }
 
-// Sums of floats keep their order, so that only as many as there are lanes go at once.
+// The compiler may not reorder a sum of floats: this many run side by side.
 constexpr std::int64_t kLanes = 16;
 
 // scores[t] becomes exp(scores[t]) / sum of them, or NaN where the largest is not finite, or a NaN among them.
