@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("anyprec_jax",)
+PACKAGES = ("anyprec_jax", "ginex_jax")
 
 # Imports point up this list, never down: a room may use those above it. A folder is one room.
 ROOMS = {
@@ -38,16 +38,21 @@ ROOMS = {
         "inspection",
         "cli",
     ),
+    "ginex_jax": ("random_numbers", "graph", "features", "batch", "sampling", "store", "ingest", "cli"),
 }
 # Library -> the only rooms that may import it.
 FENCES = {
     "orbax": {"checkpoint"},
-    "tensorstore": {"checkpoint"},
+    "tensorstore": {"checkpoint", "store", "ingest"},
+    "pyarrow": {"ingest"},
+    "zarr": set(),
     "safetensors": {"checkpoint"},
     "gguf": {"checkpoint"},
-    "threading": {"engine", "pipeline", "gather"},
-    # Rows of a matrix are independent, and the kernels that cluster them hold no lock of the interpreter's.
-    "concurrent": {"engine", "pipeline", "gather", "quantization"},
+    # A store counts the reads of several threads.
+    "threading": {"engine", "pipeline", "gather", "features", "store"},
+    # Rows of a matrix are independent, and the kernels that cluster them hold no lock of the interpreter's; a disk wants many
+    # requests at once; two pieces of an external sort are sorted at the same time.
+    "concurrent": {"engine", "pipeline", "gather", "quantization", "store", "ingest"},
     "multiprocessing": {"engine", "pipeline", "gather"},
     "jax.experimental.pallas": {"ops"},
     "typer": {"cli"},

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,13 @@ from tests.anyprec_jax.oracles_matmul import BFLOAT16_ROUNDING, FLOAT32_ROUNDING
 # The interpreter's programs are long, and run once.
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 SHAPES = [(1, 1), (3, 31), (5, 33), (7, 576), (9, 1056), (130, 70), (300, 300), (33, 4200)]
+
+
+@pytest.fixture(autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Every program keeps its memory maps, and a process may have 65,530 of them: the full product of cases compiles more."""
+    yield
+    jax.clear_caches()
 
 
 @functools.partial(jax.jit, static_argnames=("tiles", "interpret"), compiler_options=UNOPTIMIZED)

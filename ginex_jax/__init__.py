@@ -1,0 +1,1 @@
+"""GNN training from disk."""
