@@ -42,7 +42,6 @@ def test_out_and_slots(store):
         ([0], {"out": np.zeros((1, 4), np.float32)}, r"out should be float32 \[places, 5\]"),
         ([0], {"out": np.zeros((1, 5))}, "got float64"),
         ([0], {"out": np.zeros((1, 5), np.float32), "slots": np.array([1])}, r"slots should be in \[0, 1\)"),
-        ([0], {"out": np.zeros((2, 5), np.float32), "slots": np.array([0, 1])}, "one for each of 1 ids"),
     ],
 )
 def test_refusals(store, ids, options, complaint):
