@@ -1,0 +1,94 @@
+"""Sorted runs to arrays, against NumPy and SciPy."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from ginex_jax.ingest import csc
+from ginex_jax.ingest.csc import write_csc
+from ginex_jax.ingest.edge_sorter import SortedEdges
+
+
+class ListWriter:
+    def __init__(self, written, name, shape, dtype):
+        self.written, self.name, self.shape, self.dtype, self.blocks = written, name, shape, dtype, []
+
+    def append(self, block):
+        assert block.dtype == self.dtype
+        self.blocks.append(block.copy())
+
+    def close(self):
+        self.written[self.name] = np.concatenate([np.empty(0, self.dtype), *self.blocks])
+        assert self.written[self.name].shape == self.shape
+
+
+def write(tmp_path, targets, sources, weights, *, num_nodes, known, run=37):
+    written = {}
+    runs = (
+        SortedEdges(targets[i : i + run], sources[i : i + run], None if weights is None else weights[i : i + run])
+        for i in range(0, len(targets), run)
+    )
+    counts = write_csc(
+        tmp_path,
+        runs,
+        num_nodes=num_nodes,
+        num_edges=len(targets) if known else None,
+        weighted=weights is not None,
+        make_writer=lambda name, shape, dtype: ListWriter(written, name, shape, dtype),
+    )
+    assert counts == (num_nodes, len(targets))
+    assert not list(tmp_path.iterdir())
+    return written
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("nodes_at_once", [1, 7, 1 << 20])
+def test_equals_scipy(tmp_path, monkeypatch, known, nodes_at_once):
+    monkeypatch.setattr(csc, "_NODES_AT_ONCE", nodes_at_once)
+    rng = np.random.default_rng(0)
+    num_nodes = 200
+    flat = np.sort(rng.choice(num_nodes * num_nodes // 2, 900, replace=False))  # the last hundred nodes have no list
+    targets, sources = np.divmod(flat, num_nodes)
+    weights = rng.random(900, np.float32)
+    written = write(tmp_path, targets, sources, weights, num_nodes=num_nodes, known=known)
+    oracle = scipy.sparse.coo_array((weights, (sources, targets)), shape=(num_nodes, num_nodes)).tocsc()
+    oracle.sort_indices()
+    np.testing.assert_array_equal(written["indptr"], oracle.indptr)
+    np.testing.assert_array_equal(written["indices"], oracle.indices)
+    np.testing.assert_array_equal(written["weights"], oracle.data)
+    assert written["indices"].dtype == np.int32
+
+
+def test_a_list_over_several_runs_and_repeated_edges(tmp_path):
+    targets, sources = np.array([2] * 100 + [4] * 3), np.array([1] * 60 + [3] * 40 + [0, 0, 2])
+    written = write(tmp_path, targets, sources, None, num_nodes=6, known=True, run=7)
+    assert written["indptr"].tolist() == [0, 0, 0, 100, 100, 103, 103]
+    assert written["indices"].tolist() == sources.tolist()
+    assert "weights" not in written
+
+
+def test_no_edges(tmp_path):
+    written = write(tmp_path, np.empty(0, np.int64), np.empty(0, np.int64), None, num_nodes=3, known=False)
+    assert written["indptr"].tolist() == [0, 0, 0, 0]
+    assert written["indices"].size == 0
+
+
+@pytest.mark.parametrize(("target", "source"), [(5, 0), (0, 5)])
+def test_a_node_that_is_not_there(tmp_path, target, source):
+    with pytest.raises(ValueError, match="node 5 has an edge, and there are 5 nodes"):
+        write(tmp_path, np.array([target]), np.array([source]), None, num_nodes=5, known=True)
+
+
+def test_observe_sees_every_run(tmp_path):
+    seen, written = [], {}
+    run = SortedEdges(np.array([0, 1]), np.array([1, 0]), None)
+    write_csc(
+        tmp_path,
+        iter([run, run._replace(targets=np.array([1, 1]))]),
+        num_nodes=2,
+        num_edges=4,
+        weighted=False,
+        make_writer=lambda name, shape, dtype: ListWriter(written, name, shape, dtype),
+        observe=seen.append,
+    )
+    assert [run.targets.tolist() for run in seen] == [[0, 1], [1, 1]]
