@@ -91,8 +91,8 @@ def ingest(
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and count them.")] = False,
 ) -> None:
     """Turn edge lists, features and labels into a dataset, whatever their size. Killed, it leaves no half dataset."""
-    from ginex_jax.ingest.dataset_build import IngestOptions, NodeFiles, build_dataset
-    from ginex_jax.ingest.sources import open_source
+    from ginex_jax.ingest.dataset_build import IngestOptions, build_dataset
+    from ginex_jax.ingest.sources import NodeFiles, open_source
 
     if add_self_loops and drop_self_loops:
         raise ValueError("give either --add-self-loops or --drop-self-loops, not both")
@@ -114,7 +114,6 @@ def ingest(
         sparse=sparse,
         columns=(source_column, target_column, weight_column),
         files=NodeFiles(features=features, labels=labels, train=train, valid=valid, test=test),
-        options=options,
     )
     with progress_reports(messages) as progress:
         report = build_dataset(out, source, options, progress=progress)

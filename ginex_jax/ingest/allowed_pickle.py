@@ -67,7 +67,9 @@ def read_neighbors(path: Path) -> dict[int, list[int]]:
         raise ValueError(f"{path} should be a pickled dictionary of lists, got {_described(graph)}")
     for node, neighbors in graph.items():
         if type(node) is not int or type(neighbors) is not list or not all(type(v) is int for v in neighbors):
-            raise ValueError(f"{path}: node {node!s:.40} should be a number with a list of numbers, got {neighbors!s:.60}")
+            raise ValueError(
+                f"{path}: node {node!s:.40} should be a number with a list of numbers, got {neighbors!s:.60}"
+            )
     return dict(graph)
 
 
@@ -128,7 +130,7 @@ class _Csr(metaclass=_Sealed):
         self.state = None
 
     def __setstate__(self, state: Any) -> None:
-        self.__dict__["state"] = state
+        self.state = state
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {

@@ -50,7 +50,6 @@ class Assembly:
         self,
         *,
         num_nodes: int,
-        num_edges: int,
         provenance: Mapping[str, Any],
         node_order: str = "original",
         has_string_ids: bool = False,
@@ -59,7 +58,7 @@ class Assembly:
         shutil.rmtree(self.spill)
         manifest = Manifest(
             num_nodes=num_nodes,
-            num_edges=num_edges,
+            num_edges=self._entries["indices"].shape[0],
             arrays=dict(sorted(self._entries.items())),
             node_order=node_order,
             has_string_ids=has_string_ids,

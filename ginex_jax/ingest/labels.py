@@ -89,7 +89,9 @@ def require_distinct_ids(ids: Int64[np.ndarray, " ids"], num_nodes: int, name: s
     if (again := np.flatnonzero(np.diff(ids[order]) == 0)).size:
         row = int(order[again + 1].min())
         first = int(np.flatnonzero(ids == ids[row])[0])
-        raise ValueError(f"{name} row {row}: node {ids[row]} is listed in row {first} already; {again.size} are repeated")
+        raise ValueError(
+            f"{name} row {row}: node {ids[row]} is listed in row {first} already; {again.size} are repeated"
+        )
 
 
 def _classes(values: Shaped[np.ndarray, " rows"]) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " bad"]]:

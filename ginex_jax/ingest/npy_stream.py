@@ -107,7 +107,9 @@ class NpyMatrix:
                 if self._by_columns:
                     yield self._columns(stream, start, count)
                 else:
-                    yield read_values(stream, count * self.width, self.header.dtype, self.name).reshape(count, self.width)
+                    yield read_values(stream, count * self.width, self.header.dtype, self.name).reshape(
+                        count, self.width
+                    )
 
     @property
     def _by_columns(self) -> bool:
@@ -147,13 +149,16 @@ def opened_member(path: Path, member: str) -> Iterator[tuple[io.BufferedIOBase, 
         if info.flag_bits & 1 or info.file_size > _MAX_RATIO * (info.compress_size + 1):
             raise ValueError(f"{path} is damaged: {info.compress_size:,} bytes cannot hold {info.file_size:,}")
         with archive.open(info) as stream:
+            assert isinstance(stream, io.BufferedIOBase)
             yield stream, info.file_size
 
 
-def read_values(stream: io.BufferedIOBase, count: int, dtype: np.dtype[Any], name: str) -> Shaped[np.ndarray, " values"]:
+def read_values(
+    stream: io.BufferedIOBase, count: int, dtype: np.dtype[Any], name: str
+) -> Shaped[np.ndarray, " values"]:
     """The next `count` numbers, in the byte order of this machine."""
     values = np.empty(count, dtype)
-    place, filled = values.view(np.uint8), 0
+    place, filled = memoryview(values.view(np.uint8)), 0  # type: ignore[arg-type]
     while filled < len(place):
         got = stream.readinto(place[filled:])
         if not got:

@@ -92,9 +92,7 @@ def _edge_index(path: Path, num_edges: int) -> Callable[[int], Iterator[EdgeBloc
     with opened_member(path, "edge_index") as (stream, num_bytes):
         header = read_header(stream, num_bytes, name)
     if header.shape != (2, num_edges) or header.dtype.kind not in "iu" or header.fortran_order:
-        raise ValueError(
-            f"{name} should be integers [2, {num_edges}] in C order, got {header.dtype} {header.shape}"
-        )
+        raise ValueError(f"{name} should be integers [2, {num_edges}] in C order, got {header.dtype} {header.shape}")
 
     def blocks(edges_per_block: int) -> Iterator[EdgeBlock]:
         with contextlib.ExitStack() as stack:

@@ -95,7 +95,9 @@ class ParquetMatrix:
         width = getattr(kind, "list_size", None)
         if width is None:  # lists of any length: the first says
             first = next(file.iter_batches(1, columns=self._columns, use_threads=False), None)
-            width = len(first.column(0)[0]) if first is not None and first.num_rows and first.column(0)[0].is_valid else 0
+            width = (
+                len(first.column(0)[0]) if first is not None and first.num_rows and first.column(0)[0].is_valid else 0
+            )
         if width < 1:
             raise ValueError(f"{self._path}: column {self._columns[0]!r} should be lists of at least one number")
         return width

@@ -46,7 +46,9 @@ def open_planetoid(folder: Path, *, name: str | None = None) -> GraphSource:
     if len(test_ids) and test_ids.min() < num_known:
         raise ValueError(f"{paths['test.index']}: node {test_ids.min()} is one of the {num_known} of {paths['allx']}")
     if num_known + len(test_ids) > num_nodes:
-        raise ValueError(f"{paths['graph']} has {num_nodes} nodes, and there are features of {num_known + len(test_ids)}")
+        raise ValueError(
+            f"{paths['graph']} has {num_nodes} nodes, and there are features of {num_known + len(test_ids)}"
+        )
     labels = np.full(num_nodes, UNLABELLED, np.int64)
     labels[:num_known] = _classes(paths["ally"], num_known)
     labels[test_ids] = _classes(paths["ty"], len(test_ids))
@@ -112,7 +114,9 @@ def _require_nodes(neighbors: dict[int, list[int]], path: Path) -> None:
     for node, listed in neighbors.items():
         for v in (node, *listed):
             if not 0 <= v < num_nodes:
-                raise ValueError(f"{path}: node {node} lists {v}, and there are {num_nodes} nodes: 0 to {num_nodes - 1}")
+                raise ValueError(
+                    f"{path}: node {node} lists {v}, and there are {num_nodes} nodes: 0 to {num_nodes - 1}"
+                )
 
 
 def _classes(path: Path, num_rows: int) -> Int64[np.ndarray, " rows"]:

@@ -93,7 +93,7 @@ def generate_rmat(out: Path, options: RmatOptions, *, edge_list: Path | None = N
             "source": "rmat",
             **{name: value for name, value in dataclasses.asdict(options).items() if name != "memory_bytes"},
         }
-        return assembly.finish(num_nodes=options.num_nodes, num_edges=options.num_edges, provenance=provenance)
+        return assembly.finish(num_nodes=options.num_nodes, provenance=provenance)
 
 
 def _write_graph(assembly: Assembly, options: RmatOptions, labels: MajorityLabels | None) -> None:

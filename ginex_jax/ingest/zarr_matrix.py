@@ -37,9 +37,11 @@ class ZarrMatrix:
         if not 1 <= len(shape) <= 2 or (len(shape) == 2 and shape[1] < 1):
             raise ValueError(f"{path} should be [rows] or [rows, width], got {shape}")
         dtype = self._array.dtype.numpy_dtype
-        chunk = self._array.chunk_layout.read_chunk.shape or shape
+        chunk = [size or 1 for size in self._array.chunk_layout.read_chunk.shape or shape]
         if math.prod(chunk) * dtype.itemsize > _MAX_CHUNK_BYTES:
-            raise ValueError(f"{path} has chunks of {chunk}, more than {_MAX_CHUNK_BYTES >> 20} MiB: chunk it smaller")
+            raise ValueError(
+                f"{path} has chunks of {tuple(chunk)}, more than {_MAX_CHUNK_BYTES >> 20} MiB: chunk it smaller"
+            )
         self._is_bfloat16 = dtype == np.uint16 and _attributes(path).get("dtype") == "bfloat16"
         self.dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if self._is_bfloat16 else dtype
         self.num_rows: int = shape[0]
@@ -68,7 +70,9 @@ def _driver(path: Path) -> str:
         raise ValueError(f"{path} is not a zarr array: it has neither zarr.json nor .zarray")
     if _metadata(path).get("node_type") == "group":
         arrays = sorted(child.name for child in path.iterdir() if is_zarr(child))
-        raise ValueError(f"{path} is a zarr group: name one of its arrays, {', '.join(arrays) or 'of which it has none'}")
+        raise ValueError(
+            f"{path} is a zarr group: name one of its arrays, {', '.join(arrays) or 'of which it has none'}"
+        )
     return "zarr3"
 
 

@@ -94,7 +94,7 @@ class Dataset:
     def _array(self, name: str) -> np.ndarray | None:
         if name not in self.manifest.arrays:
             return None
-        return _read(self.path / name)
+        return read_array(self.path / name)
 
 
 def open_dataset(path: str | Path, *, features: Implementation | None = None) -> Dataset:
@@ -164,8 +164,8 @@ def _checksum(file: Path) -> int:
     return checksum
 
 
-def _read(array: Path) -> np.ndarray:
-    """A whole array. TensorStore checks each shard's index on the way."""
+def read_array(array: Path) -> np.ndarray:
+    """A whole array of a dataset. TensorStore checks each shard's index on the way."""
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(array.absolute())}}
     try:
         return tensorstore.open(spec, open=True, read=True).result().read().result()

@@ -189,11 +189,11 @@ def _configuration(extension: Any, name: str) -> dict[str, Any]:
 
 def _fill(value: Any, dtype: np.dtype[Any]) -> Shaped[np.ndarray, ""]:
     stored = np.dtype(np.uint16) if dtype == _BFLOAT16 and isinstance(value, int) else dtype
+    number = _SPECIAL_NUMBERS.get(value) if isinstance(value, str) else value
     try:
-        if value is None:
-            raise ValueError("it is not given")
-        number = _SPECIAL_NUMBERS.get(value, value) if isinstance(value, str) else value
-        return np.asarray(number, stored).reshape(()).view(dtype)
+        if not isinstance(number, int | float):
+            raise TypeError("it is no number")
+        return np.asarray(number, stored).view(dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise UnknownLayoutError(f"fill value {value!s:.80} is no {dtype}") from error
 

@@ -35,9 +35,7 @@ def random_sparse(rows: int, columns: int, density: float) -> tuple[SparseMatrix
 
 def test_a_line_is_a_synset() -> None:
     first, second, third = parse("noun", [LICENCE, *NOUNS])
-    assert first == Synset(
-        "noun", 1740, 3, [("noun", 1930), ("verb", 2000)], "that which is perceived; living or not"
-    )
+    assert first == Synset("noun", 1740, 3, [("noun", 1930), ("verb", 2000)], "that which is perceived; living or not")
     assert second.pointers == [("noun", 1740), ("adj", 3000)]
     assert third.pointers == [("noun", 1930)]  # ten words: the count is hexadecimal
 

@@ -37,5 +37,5 @@ def write_dataset(out: Path, arrays: dict[str, Any]) -> None:
         for name, array in arrays.items():
             assembly.write(name, array.shape, array.dtype, [array])
         assembly.finish(
-            num_nodes=len(arrays["indptr"]) - 1, num_edges=len(arrays["indices"]), provenance={"source": "test"}
+            num_nodes=len(arrays["indptr"]) - 1, provenance={"source": "test"}
         )

@@ -83,7 +83,7 @@ class Hostile:
     [
         (Hostile(os.system, "touch pwned"), "posix.system"),
         (Hostile(eval, "1"), "builtins.eval"),
-        (Hostile(getattr, np, "load"), "builtins.getattr"),
+        (Hostile(getattr, "", "join"), "builtins.getattr"),
         (Hostile(np.load, "x"), "numpy.load"),
         (Hostile(np.fromfile, "x"), "numpy"),
         (Hostile(bytearray, 1 << 40), "builtins.bytearray"),

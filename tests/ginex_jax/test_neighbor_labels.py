@@ -24,7 +24,9 @@ def majority(sources: np.ndarray, targets: np.ndarray, num_nodes: int, classes: 
     return labels
 
 
-@pytest.mark.parametrize(("num_nodes", "num_edges", "num_classes"), [(60, 100, 3), (50, 2000, 2), (40, 300, 200), (1, 9, 1)])
+@pytest.mark.parametrize(
+    ("num_nodes", "num_edges", "num_classes"), [(60, 100, 3), (50, 2000, 2), (40, 300, 200), (1, 9, 1)]
+)
 @pytest.mark.parametrize("run", [1, 7, 10_000])
 def test_labels_are_the_majority_of_the_neighbours(num_nodes: int, num_edges: int, num_classes: int, run: int) -> None:
     sources, targets = sorted_edges(num_nodes, num_edges, seed=num_edges)

@@ -123,7 +123,9 @@ def test_counts_that_differ_are_reported(file: str, rows: object, message: str, 
         ({"edge_index": None}, "no array 'edge_index'"),
     ],
 )
-def test_arrays_that_do_not_fit_are_reported(arrays: dict[str, np.ndarray | None], message: str, tmp_path: Path) -> None:
+def test_arrays_that_do_not_fit_are_reported(
+    arrays: dict[str, np.ndarray | None], message: str, tmp_path: Path
+) -> None:
     path = write_array_folder(tmp_path) / "raw" / "data.npz"
     with np.load(path) as written:
         kept = dict(written) | arrays
