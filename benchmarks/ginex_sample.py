@@ -21,6 +21,7 @@ import numba
 import numpy as np
 
 from benchmarks.timing import alternate, medians, record
+from ginex_jax.batch import Block
 from ginex_jax.graph import CSCGraph
 from ginex_jax.sampling.neighbors import sample_batch
 
@@ -60,7 +61,9 @@ def compare(graph: CSCGraph, *, num_batches: int, repeats: int) -> dict[str, Any
     batches = [rng.choice(reachable, min(BATCH_SIZE, len(reachable)), replace=False) for _ in range(num_batches)]
     calls, note = samplers(graph, batches)
     first = [sample_batch(graph, nodes, fanouts=FANOUTS, seed=0, epoch=0, index=i) for i, nodes in enumerate(batches)]
-    edges = float(np.mean([sum(int(block.mask.sum()) for block in batch.blocks) for batch in first]))
+    edges = float(
+        np.mean([sum(int(block.mask.sum()) for block in batch.blocks if isinstance(block, Block)) for batch in first])
+    )
     nodes = float(np.mean([len(batch.node_ids) for batch in first]))
     del first
     seconds = {name: median / num_batches for name, median in medians(alternate(calls, repeats=repeats)).items()}

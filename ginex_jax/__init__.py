@@ -1,1 +1,30 @@
-"""GNN training from disk."""
+"""GNN training from disk: graphs larger than memory as datasets, and mini-batches that can be made again at any time."""
+
+from ginex_jax.batch import BatchShape as BatchShape
+from ginex_jax.batch import Block as Block
+from ginex_jax.batch import DegreeBlock as DegreeBlock
+from ginex_jax.batch import MiniBatch as MiniBatch
+from ginex_jax.features import ArrayFeatures as ArrayFeatures
+from ginex_jax.features import FeatureStore as FeatureStore
+from ginex_jax.features import ReadStats as ReadStats
+from ginex_jax.graph import CSCGraph as CSCGraph
+from ginex_jax.graph import Graph as Graph
+from ginex_jax.ingest.dataset_build import IngestOptions as IngestOptions
+from ginex_jax.ingest.dataset_build import build_dataset as build_dataset
+from ginex_jax.ingest.rmat_dataset import RmatOptions as RmatOptions
+from ginex_jax.ingest.rmat_dataset import generate_rmat as generate_rmat
+from ginex_jax.ingest.sources import NodeFiles as NodeFiles
+from ginex_jax.ingest.sources import array_source as array_source
+from ginex_jax.ingest.sources import open_source as open_source
+from ginex_jax.sampling.aggregation import aggregate_mean as aggregate_mean
+from ginex_jax.sampling.aggregation import aggregate_sum as aggregate_sum
+from ginex_jax.sampling.config import SamplerConfig as SamplerConfig
+from ginex_jax.sampling.neighbors import sample_batch as sample_batch
+from ginex_jax.sampling.shapes import pilot as pilot
+from ginex_jax.sampling.source import BatchSource as BatchSource
+from ginex_jax.store.dataset import Dataset as Dataset
+from ginex_jax.store.dataset import open_dataset as open_dataset
+from ginex_jax.store.direct_features import DirectFeatures as DirectFeatures
+from ginex_jax.store.stored_graph import StoredGraph as StoredGraph
+from ginex_jax.store.tensorstore_features import TensorStoreFeatures as TensorStoreFeatures
+from ginex_jax.store.tensorstore_features import open_features as open_features

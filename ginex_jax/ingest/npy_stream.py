@@ -111,6 +111,18 @@ class NpyMatrix:
                         count, self.width
                     )
 
+    def row_streams(self, values_per_block: int) -> list[Iterator[Shaped[np.ndarray, " values"]]]:
+        """Every row by itself, a block at a time, each with a reader of its own: for matrices of few, long rows."""
+        if self._by_columns:
+            raise ValueError(f"{self.name} lies column by column: save it in C order (np.ascontiguousarray)")
+        return [self._row(row, values_per_block) for row in range(self.num_rows)]
+
+    def _row(self, row: int, values_per_block: int) -> Iterator[Shaped[np.ndarray, " values"]]:
+        with self._opened() as (stream, _):
+            skip(stream, self.header.data_start + row * self.width * self.dtype.itemsize, self.name)
+            for start in range(0, self.width, values_per_block):
+                yield read_values(stream, min(values_per_block, self.width - start), self.header.dtype, self.name)
+
     @property
     def _by_columns(self) -> bool:
         return self.header.fortran_order and self.width > 1

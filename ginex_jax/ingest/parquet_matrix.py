@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 ID_COLUMN = "id"
-_READ_BYTES = 1 << 20  # at once, of each column
+_READ_BYTES = 256 << 10  # at once, of each column: a wide file has many
 
 
 class ParquetMatrix:

@@ -5,6 +5,7 @@ Graph500 benchmark. Everything is a pure function of the seed and of an edge's o
 order, by any number of threads. Importing this module imports numba.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def write_edge_list(path: Path, scale: int, edge_factor: int, *, seed: int, edge
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    _require_scale(scale, seed)
     require_free(path)
     partial = path.with_name(f".{path.name}.partial")
     dtype = np.int32 if scale < 32 else np.int64
@@ -108,6 +110,8 @@ def write_edge_list(path: Path, scale: int, edge_factor: int, *, seed: int, edge
                 stop = min(start + edges_per_piece, num_edges)
                 columns = rmat_edges(scale, edge_factor, seed=seed, start=start, stop=stop)
                 writer.write_table(pa.table([pa.array(ids.astype(dtype)) for ids in columns], schema))
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -98,8 +98,8 @@ def array_source(
     *,
     weights: Float32[np.ndarray, " edges"] | None = None,
     num_nodes: int | None = None,
-    features: Shaped[np.ndarray, "nodes width"] | None = None,
-    labels: Shaped[np.ndarray, "nodes ..."] | None = None,
+    features: Shaped[np.ndarray, "rows width"] | None = None,
+    labels: Shaped[np.ndarray, "labels ..."] | None = None,
     splits: Mapping[str, Int64[np.ndarray, " ids"]] | None = None,
     name: str = "arrays",
 ) -> Source:

@@ -36,6 +36,4 @@ def write_dataset(out: Path, arrays: dict[str, Any]) -> None:
         assembly = Assembly(folder, lambda phase, done, total: None)
         for name, array in arrays.items():
             assembly.write(name, array.shape, array.dtype, [array])
-        assembly.finish(
-            num_nodes=len(arrays["indptr"]) - 1, provenance={"source": "test"}
-        )
+        assembly.finish(num_nodes=len(arrays["indptr"]) - 1, provenance={"source": "test"})

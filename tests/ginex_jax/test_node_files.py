@@ -143,7 +143,7 @@ def test_missing_integers_are_nan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(next(open_matrix(tmp_path / "m.parquet").blocks(9)), [[1], [np.nan], [3]])
 
 
-@pytest.mark.parametrize("writer", [write_npy, write_compressed_npz, write_zarr3])
+@pytest.mark.parametrize("writer", [write_npy, write_compressed_npz])
 def test_memory_follows_the_block_and_not_the_file(writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.MATRIX", np.zeros((200_000, 16), np.float32))
     source = open_matrix(writer(tmp_path))

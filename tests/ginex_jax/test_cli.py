@@ -1,0 +1,162 @@
+"""The command: what users type, and what they are told when it is wrong."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ginex_jax.cli import main
+from ginex_jax.store.dataset import open_dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    sources, targets = rng.integers(0, 50, (2, 400))
+    text = "src,dst\n" + "".join(f"{source},{target}\n" for source, target in zip(sources, targets, strict=True))
+    (tmp_path / "edges.csv").write_text(text)
+    np.save(tmp_path / "features.npy", rng.random((50, 6), np.float32))
+    np.save(tmp_path / "labels.npy", rng.integers(0, 3, 50))
+    np.save(tmp_path / "train.npy", np.arange(10))
+    return tmp_path
+
+
+def ginex(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_ingest_and_info(files, capsys):
+    out = files / "out"
+    command = ["ingest", out, "--edges", files / "edges.csv", "--features", files / "features.npy"]
+    assert ginex(*command, "--labels", files / "labels.npy", "--train", files / "train.npy", "--memory", "64MiB") == 0
+    assert "50 nodes, 400 edges" in capsys.readouterr().err
+    assert ginex("info", out, "--json", "--verify") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["verified"]
+    assert (report["num_nodes"], report["num_edges"]) == (50, 400)
+    assert report["arrays"]["features"]["shape"] == [50, 6]
+    assert ginex("info", out) == 0
+    assert "50 x 6" in capsys.readouterr().out
+    dataset = open_dataset(out)
+    np.testing.assert_array_equal(dataset.features.read_rows(np.arange(50)), np.load(files / "features.npy"))
+
+
+def test_generate(tmp_path, capsys):
+    command = ["generate", "rmat", tmp_path / "out", "--scale", 8, "--edge-factor", 4, "--feature-dim", 5]
+    assert ginex(*command, "--classes", 3, "--edge-list", tmp_path / "edges.parquet") == 0
+    assert "256 nodes, 1,024 edges" in capsys.readouterr().err
+    # The edge list is the same graph.
+    again = ["ingest", tmp_path / "again", "--edges", tmp_path / "edges.parquet", "--num-nodes", 256]
+    assert ginex(*again) == 0
+    first, second = (open_dataset(tmp_path / name).load_graph() for name in ("out", "again"))
+    np.testing.assert_array_equal(first.indptr, second.indptr)
+    np.testing.assert_array_equal(first.indices, second.indices)
+
+
+class TestMistakes:
+    def said(self, capsys, *arguments):
+        assert ginex(*arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    def test_missing_file(self, files, capsys):
+        message = self.said(capsys, "ingest", files / "out", "--edges", files / "nothing.csv")
+        assert "nothing.csv" in message
+        assert not (files / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            ((), "give one of --edges, --ogb, --planetoid, --sparse, got none"),
+            (("--edges", "edges.csv", "--ogb", "."), "got --edges and --ogb"),
+            (("--edges", "edges.csv", "--source-column", "from"), "src"),
+            (("--edges", "edges.csv", "--memory", "lots"), "a size is a number"),
+            (("--edges", "edges.csv", "--memory", "1KB"), "at least 32 MiB"),
+            (("--edges", "edges.csv", "--add-self-loops", "--drop-self-loops"), "not both"),
+            (("--edges", "edges.csv", "--num-nodes", "20"), "edges.csv row"),
+            (("--edges", "edges.csv", "--feature-dtype", "int8"), "int8"),
+            (("--edges", "edges.csv", "--reorder", "random"), "random"),
+            (("--edges", "edges.csv", "--features", "edges.csv"), "edges.csv"),
+            (("--edges", "edges.csv", "--nonsense"), "nonsense"),
+            (("--sparse", "features.npy"), "features.npy"),
+            (("--planetoid", "."), "ind."),
+            (("--ogb", "."), "raw"),
+        ],
+    )
+    def test_arguments(self, files, capsys, monkeypatch, arguments, complaint):
+        monkeypatch.chdir(files)
+        before = sorted(files.iterdir())
+        assert complaint in self.said(capsys, "ingest", "out", *arguments)
+        assert sorted(files.iterdir()) == before
+
+    def test_never_overwrites(self, files, capsys):
+        (files / "out").mkdir()
+        (files / "out" / "mine").write_text("mine")
+        assert "already exists" in self.said(capsys, "ingest", files / "out", "--edges", files / "edges.csv")
+        command = ["generate", "rmat", files / "out", "--scale", 3, "--edge-factor", 1]
+        assert "already exists" in self.said(capsys, *command)
+
+    @pytest.mark.parametrize(("scale", "factor"), [(0, 1), (99, 1), (3, 0)])
+    def test_generate(self, tmp_path, capsys, scale, factor):
+        self.said(capsys, "generate", "rmat", tmp_path / "out", "--scale", scale, "--edge-factor", factor)
+
+    def test_info(self, tmp_path, capsys):
+        assert "is not a dataset" in self.said(capsys, "info", tmp_path)
+
+
+def start(*arguments):
+    command = "import sys; from ginex_jax.cli import run; run()"
+    return subprocess.Popen(
+        [sys.executable, "-c", command, *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
+GENERATE = ("--scale", 18, "--edge-factor", 16, "--feature-dim", 64, "--classes", 4)
+
+
+def test_ctrl_c(tmp_path):
+    with start("generate", "rmat", tmp_path / "out", *GENERATE) as process:
+        while not (tmp_path / ".out.partial").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate()
+    assert process.returncode == 130
+    assert messages == "interrupted: nothing was written\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_at_ten_moments(tmp_path):
+    """Afterwards there is either no dataset or the right one, and the same command completes it."""
+    assert ginex("generate", "rmat", tmp_path / "whole", *GENERATE) == 0
+    whole = (tmp_path / "whole" / "manifest.json").read_bytes()
+    rng = np.random.default_rng(0)
+    start_time = time.monotonic()
+    with start("generate", "rmat", tmp_path / "timed", *GENERATE) as process:
+        process.communicate()
+    seconds = time.monotonic() - start_time
+    out = tmp_path / "out"
+    for delay in rng.uniform(0.2, 1.0, 10) * seconds:
+        with start("generate", "rmat", out, *GENERATE) as process:
+            time.sleep(delay)
+            process.kill()
+        if out.exists():
+            assert (out / "manifest.json").read_bytes() == whole
+            assert ginex("info", out, "--verify") == 0
+            break
+        assert ginex("info", out) == 2
+    if not out.exists():
+        assert ginex("generate", "rmat", out, *GENERATE) == 0
+    assert (out / "manifest.json").read_bytes() == whole
+    assert ginex("info", out, "--verify") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "timed", "whole"]
