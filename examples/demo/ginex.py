@@ -78,7 +78,10 @@ def _batches(dataset: ginex_jax.Dataset) -> TableBlock:
         raise ValueError("a mini-batch made again is another one")
     nodes = np.array([len(batch.node_ids) for batch in batches])
     edges = np.array(
-        [sum(int(block.mask.sum()) for block in batch.blocks if isinstance(block, ginex_jax.Block)) for batch in batches]
+        [
+            sum(int(block.mask.sum()) for block in batch.blocks if isinstance(block, ginex_jax.Block))
+            for batch in batches
+        ]
     )
     rows = [
         ["mini-batches", f"{len(batches)}"],

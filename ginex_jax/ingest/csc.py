@@ -79,6 +79,17 @@ def write_csc(
     return CSCCounts(num_nodes, pointers.num_edges)
 
 
+def disk_bytes(num_edges: int, num_nodes: int, *, weighted: bool, num_edges_known: bool = True) -> int:
+    """What sorting and writing a graph take of the disk at their peak: spilled edges, and the arrays.
+
+    Spilled files go as they are sorted, but until their number is known, edges lie in a file and then in the array as well.
+    """
+    indices = 4 if num_nodes < 1 << 31 else 8
+    columns = num_edges * (indices + (4 if weighted else 0))
+    spilled = num_edges * (12 if weighted else 8)
+    return 8 * (num_nodes + 1) + max(spilled + columns, columns if num_edges_known else 2 * columns)
+
+
 class _Pointers:
     """Where every node's list starts, from the sorted targets."""
 

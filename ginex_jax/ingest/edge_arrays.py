@@ -47,9 +47,11 @@ def read(path: Path, columns: EdgeColumns, edges_per_block: int) -> Iterator[Raw
 
 def count(path: Path, source_column: str) -> int:
     """Edges of the file, as its headers say."""
-    if path.suffix.lower() == ".npz" and source_column in member_names(path):
-        return _opened_array(path, source_column).header.shape[0]
-    return max(_opened_array(path, EDGE_INDEX if path.suffix.lower() == ".npz" else None).header.shape, default=0)
+    if path.suffix.lower() == ".npy":
+        return _num_edges([_opened_array(path, None)])
+    is_column = source_column in member_names(path)
+    array = _opened_array(path, source_column if is_column else EDGE_INDEX)
+    return array.header.shape[0] if is_column else _num_edges([array])
 
 
 def _arrays(path: Path, columns: EdgeColumns) -> tuple[list[_Array], _Array | None]:

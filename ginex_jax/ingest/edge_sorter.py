@@ -64,6 +64,10 @@ class EdgeSorter:
         self._weighted = weighted
         self._progress = progress
         self._files = _SpillFolder(folder, _KEY_BITS, _FIRST_BITS, self._memory_bytes // 2, weighted)
+        # Filled before it is partitioned: of a small piece, every file would get a handful, which costs more to hold than it is.
+        self._keys = np.empty(_EDGES_AT_ONCE, np.uint64)
+        self._weights = np.empty(_EDGES_AT_ONCE, np.float32) if weighted else None
+        self._num_waiting = 0
         self._num_edges = 0
         self._max_id = -1
 
@@ -98,13 +102,41 @@ class EdgeSorter:
             raise ValueError(f"node ids should be in [0, 2^32), got {lowest if lowest < 0 else highest}")
         self._max_id = max(self._max_id, highest)
         self._num_edges += len(targets)
-        for start in range(0, len(targets), _EDGES_AT_ONCE):
-            piece = slice(start, start + _EDGES_AT_ONCE)
-            keys = (targets[piece].astype(np.uint64) << np.uint64(32)) | sources[piece].astype(np.uint64)
-            self._files.append(keys, None if weights is None else weights[piece])
+        start = 0
+        while start < len(targets):
+            room = len(self._keys) - self._num_waiting
+            self._put(
+                targets[start : start + room],
+                sources[start : start + room],
+                None if weights is None else weights[start : start + room],
+            )
+            start += room
+
+    def _put(
+        self,
+        targets: Integer[np.ndarray, " edges"],
+        sources: Integer[np.ndarray, " edges"],
+        weights: Float32[np.ndarray, " edges"] | None,
+    ) -> None:
+        place = slice(self._num_waiting, self._num_waiting + len(targets))
+        self._keys[place] = targets
+        self._keys[place] <<= np.uint64(32)
+        self._keys[place] |= sources.astype(np.uint64)
+        if self._weights is not None:
+            self._weights[place] = weights
+        self._num_waiting = place.stop
+        if self._num_waiting == len(self._keys):
+            self._spill()
+
+    def _spill(self) -> None:
+        weights = None if self._weights is None else self._weights[: self._num_waiting]
+        self._files.append(self._keys[: self._num_waiting], weights)
+        self._num_waiting = 0
 
     def sorted_runs(self) -> Iterator[SortedEdges]:
         """All edges, ascending by (target, source), a million or fewer at a time. Can be called once: files go as they are read."""
+        self._spill()
+        self._keys, self._weights = np.empty(0, np.uint64), None
         done = 0
         for keys, weights in self._sorted_files():
             for start in range(0, len(keys), _EDGES_AT_ONCE):

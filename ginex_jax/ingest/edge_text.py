@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ginex_jax.ingest.csv_matrix import opened_text
 from ginex_jax.ingest.edge_blocks import BadRow, EdgeColumns, RawEdgeBlock
 
-_READ_BYTES = 4 << 20  # pieces of text that are parsed at once; no line is longer
+_READ_BYTES = 1 << 20  # pieces of text that are parsed at once, some dozens of which are held; no line is longer
 _DELIMITERS = ("\t", ",", ";", " ")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

@@ -81,7 +81,7 @@ class IdMapping(NamedTuple):
 
 
 def build_mapping(
-    blocks: Iterable[RawEdgeBlock], memory_bytes: int, extra_ids: Iterable[Shaped[np.ndarray, " ids"]] = ()
+    blocks: Iterable[RawEdgeBlock], memory_bytes: int, extra_ids: Iterable[Shaped[np.ndarray, "..."]] = ()
 ) -> IdMapping:
     """Numbers all ids that are met, in ascending order: it does not depend on the order of files, rows and blocks.
 

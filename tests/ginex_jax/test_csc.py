@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from ginex_jax.ingest import csc
-from ginex_jax.ingest.csc import write_csc
-from ginex_jax.ingest.edge_sorter import SortedEdges
+from ginex_jax.ingest import csc, edge_sorter
+from ginex_jax.ingest.csc import disk_bytes, write_csc
+from ginex_jax.ingest.edge_blocks import clean, in_memory_edges, self_loops, with_reverse, without_self_loops
+from ginex_jax.ingest.edge_sorter import EdgeSorter, SortedEdges, without_duplicates
 
 
 class ListWriter:
@@ -92,3 +93,72 @@ def test_observe_sees_every_run(tmp_path):
         observe=seen.append,
     )
     assert [run.targets.tolist() for run in seen] == [[0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("memory_bytes", [3000, 100_000, 1 << 24])
+def test_from_rows_to_arrays(tmp_path, monkeypatch, memory_bytes):
+    """Undirected, duplicates dropped, a self loop each: SciPy's symmetric pattern with a full diagonal, whatever the memory."""
+    monkeypatch.setattr(edge_sorter, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(edge_sorter, "_EDGES_AT_ONCE", 199)
+    num_nodes = 150
+    ends = np.random.default_rng(0).integers(0, num_nodes, (2, 3000))
+    ends[:, 1000:2000] = ends[:, 2000:]
+    sorter = EdgeSorter(tmp_path / "spill", memory_bytes=memory_bytes)
+    for raw in in_memory_edges(*ends, edges_per_block=301):
+        block = with_reverse(without_self_loops(clean(raw, num_nodes=num_nodes, skip_bad_rows=False)))
+        sorter.append(block.targets, block.sources)
+    for block in self_loops(num_nodes, False):
+        sorter.append(block.targets, block.sources)
+    written = {}
+    counts = write_csc(
+        tmp_path,
+        without_duplicates(sorter.sorted_runs()),
+        num_nodes=num_nodes,
+        num_edges=None,
+        weighted=False,
+        make_writer=lambda name, shape, dtype: ListWriter(written, name, shape, dtype),
+    )
+    oracle = scipy.sparse.coo_array((np.ones(3000), tuple(ends)), shape=(num_nodes, num_nodes))
+    oracle = (oracle + oracle.T + scipy.sparse.eye_array(num_nodes)).tocsc()
+    oracle.sort_indices()
+    np.testing.assert_array_equal(written["indptr"], oracle.indptr)
+    np.testing.assert_array_equal(written["indices"], oracle.indices)
+    assert counts == (num_nodes, oracle.nnz)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_disk_bytes_are_enough_and_not_far_off(tmp_path, known, weighted):
+    """The files there are, looked at after every step."""
+    num_nodes, num_edges = 1 << 16, 50_000
+    sizes = []
+
+    def look():
+        sizes.append(sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()))
+
+    class FileWriter:
+        def __init__(self, name, shape, dtype):
+            self.file = (tmp_path / name).open("wb", buffering=0)
+
+        def append(self, block):
+            self.file.write(block.tobytes())
+            look()
+
+        def close(self):
+            self.file.close()
+            look()
+
+    sorter = EdgeSorter(tmp_path / "spill", memory_bytes=1 << 20, weighted=weighted)
+    targets, sources = np.random.default_rng(0).integers(0, num_nodes, (2, num_edges))
+    sorter.append(targets, sources, np.ones(num_edges, np.float32) if weighted else None)
+    write_csc(
+        tmp_path,
+        sorter.sorted_runs(),
+        num_nodes=num_nodes,
+        num_edges=num_edges if known else None,
+        weighted=weighted,
+        make_writer=FileWriter,
+        observe=lambda run: look(),
+    )
+    promised = disk_bytes(num_edges, num_nodes, weighted=weighted, num_edges_known=known)
+    assert max(sizes) <= promised <= 3 * max(sizes)

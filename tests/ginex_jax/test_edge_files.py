@@ -170,7 +170,7 @@ def test_ragged_rows_keep_the_count_across_pieces(tmp_path, monkeypatch):
     found = read(tmp_path / "e.csv", skip_bad_rows=True, skipped=skipped, edges_per_block=4)
     assert found[0] == [i for i, row in enumerate(rows) if "," in row and i != 150]
     assert skipped["edges"] == 200 - len(found[0])
-    raw = [block for block in read_edges([tmp_path / "e.csv"], edges_per_block=4)]
+    raw = list(read_edges([tmp_path / "e.csv"], edges_per_block=4))
     numbers = [raw_block.row_of(i) for raw_block in raw for i in range(len(raw_block.sources))]
     assert numbers == [i + 1 for i, row in enumerate(rows) if "," in row]
     assert [bad.row for raw_block in raw for bad in raw_block.bad_rows] == [
@@ -236,7 +236,7 @@ WRONG_FILES = {
     "e.npz": (b"not a zip", ValueError, "damaged, or no NumPy archive"),
     "e.npy": (b"not numpy", ValueError, "not a NumPy file"),
     "latin.csv": ("src,dst\n1,2\n\xe9,3\n".encode("latin-1"), ValueError, "cannot be read as text.*UTF8"),
-    "long.csv": (b"1,2\n" + b"3" * 5_000_000 + b",4\n", ValueError, "cannot be read as text"),
+    "long.csv": (b"1,2\n" + b"3" * 4_000_000 + b",4\n", ValueError, "cannot be read as text"),
     "e.csv.gz": (gzip.compress(b"1,2\n" * 100_000)[:-20], ValueError, "damaged"),
     "plain.csv.gz": (b"1,2\n", ValueError, "damaged"),
     "one.csv": (b"1\n2\n", ValueError, "has 1 columns, and src, dst are wanted"),
@@ -332,21 +332,23 @@ def test_peak_memory(tmp_path, name):
         np.savez(path, edge_index=edges)
     program = textwrap.dedent(
         f"""
-        import resource
+        import re
         from pathlib import Path
         import numpy as np
         import pyarrow as pa, pyarrow.csv, pyarrow.parquet, pyarrow.compute
         from ginex_jax.ingest.edge_blocks import clean
         from ginex_jax.ingest.edge_files import read_edges
         pa.array(np.arange(10)).cast(pa.string())
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        def peak():  # `getrusage` would count what the parent had
+            return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+        before = peak()
         total = 0
         for raw in read_edges([Path({str(path)!r})], edges_per_block=1 << 16):
             total += int(clean(raw, num_nodes=None, skip_bad_rows=False).sources.sum())
-        print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        print(total, peak() - before)
         """
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     total, kilobytes = map(int, result.stdout.split())
     assert total == edges[0].sum()
-    assert kilobytes < (60 if name == "e.csv" else 40) << 10, kilobytes
+    assert kilobytes < (90 if name == "e.csv" else 40) << 10, kilobytes
