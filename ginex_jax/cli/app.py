@@ -62,7 +62,9 @@ def ingest(
     ] = None,
     source_column: Annotated[str, typer.Option(help="Column that edges start from.")] = "src",
     target_column: Annotated[str, typer.Option(help="Column that edges point to.")] = "dst",
-    weight_column: Annotated[str | None, typer.Option(help="Column of edge weights.")] = None,
+    weight_column: Annotated[
+        str | None, typer.Option(help="Column of edge weights; with --sparse, any name keeps its values.")
+    ] = None,
     num_nodes: Annotated[
         int | None, typer.Option(help="Nodes. Default: as many as features, else the largest id + 1.")
     ] = None,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from ginex_jax.ingest.assembly import Assembly, Progress, pieces, rows_per_block
-from ginex_jax.ingest.csc import write_csc
+from ginex_jax.ingest.csc import disk_bytes, write_csc
 from ginex_jax.ingest.edge_blocks import EdgeBlock, clean, self_loops, with_reverse, without_self_loops
 from ginex_jax.ingest.edge_sorter import EdgeSorter, SortedEdges, without_duplicates
 from ginex_jax.ingest.id_mapping import IdMapping, build_mapping
@@ -279,11 +279,13 @@ class _Build:
 
 
 def _disk_bytes(source: Source, options: IngestOptions) -> int:
-    """A guess at most of it: edges spilled once or twice, then stored; features and labels."""
+    """At the peak; without the edges where counting them means reading them."""
+    num_nodes = options.num_nodes or source.num_nodes or 0
     num_edges = (source.num_edges or 0) * (2 if options.undirected else 1)
-    per_edge = 4 + 8 * (1 if options.reorder is None else 2) + (8 if source.weighted else 0)
+    graph = disk_bytes(num_edges, num_nodes, weighted=source.weighted, num_edges_known=not options.drop_duplicates)
+    is_moved = options.reorder is not None or options.map_ids  # by way of a copy
     features = 0
     if source.features is not None:
         shape = (source.features.num_rows, source.features.width)
         features = ArrayLayout(shape=shape, dtype=DTYPES[options.feature_dtype]).nbytes
-    return num_edges * per_edge + features * (1 if options.reorder is None and not options.map_ids else 2)
+    return (graph + features) * (2 if is_moved else 1)

@@ -9,7 +9,6 @@ from jaxtyping import Int64
 from ginex_jax.ingest.assembly import Progress
 from ginex_jax.ingest.edge_sorter import SortedEdges
 from ginex_jax.ingest.node_order import by_breadth, by_degree, inverse
-from ginex_jax.random_numbers import compiled
 from ginex_jax.store.dataset import read_array
 from ginex_jax.store.stored_graph import StoredGraph
 
@@ -20,9 +19,7 @@ def order_of(folder: Path, kind: str, progress: Progress) -> Int64[np.ndarray, "
     """What node v of the new graph is called in the graph in `folder`: by "degree" or by "bfs" (see `node_order`)."""
     graph = _open(folder)
     try:
-        uses = np.zeros(graph.num_nodes, np.int64)
-        for positions in _positions(graph):
-            _count(graph.neighbors_at(positions), uses)
+        uses = graph.count_uses()
         if kind == "degree":
             return by_degree(uses)
         return by_breadth(graph, uses, lambda done, total: progress("ordering nodes", done, total))
@@ -54,9 +51,3 @@ def _open(folder: Path) -> StoredGraph:
 def _positions(graph: StoredGraph) -> Iterator[Int64[np.ndarray, " positions"]]:
     for start in range(0, graph.num_edges, _EDGES_AT_ONCE):
         yield np.arange(start, min(start + _EDGES_AT_ONCE, graph.num_edges))
-
-
-@compiled
-def _count(nodes, counts):
-    for node in nodes:
-        counts[node] += 1

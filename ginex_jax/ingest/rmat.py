@@ -89,8 +89,10 @@ def stream(seed: int, number: np.uint64) -> np.uint64:
 def write_edge_list(path: Path, scale: int, edge_factor: int, *, seed: int, edges_per_piece: int = 1 << 20) -> None:
     """Writes the whole graph as a Parquet file with columns `src` and `dst`, which appears complete or not at all.
 
+    A file that an earlier call wrote with the same arguments is left as it is, so that a command that was killed can be repeated.
+
     Raises:
-      FileExistsError: something is at `path`.
+      FileExistsError: something else is at `path`.
 
     Memory O(edges_per_piece).
     """
@@ -98,10 +100,13 @@ def write_edge_list(path: Path, scale: int, edge_factor: int, *, seed: int, edge
     import pyarrow.parquet as pq
 
     _require_scale(scale, seed)
+    made_with = {b"bandwise.rmat": f"scale {scale}, edge factor {edge_factor}, seed {seed}".encode()}
+    if path.is_file() and _metadata(path) == made_with:
+        return
     require_free(path)
     partial = path.with_name(f".{path.name}.partial")
     dtype = np.int32 if scale < 32 else np.int64
-    schema = pa.schema([(name, pa.from_numpy_dtype(dtype)) for name in ("src", "dst")])
+    schema = pa.schema([(name, pa.from_numpy_dtype(dtype)) for name in ("src", "dst")], made_with)
     num_edges = edge_factor << scale
     try:
         # The numbers look random: neither a dictionary nor compression would make them shorter.
@@ -115,6 +120,16 @@ def write_edge_list(path: Path, scale: int, edge_factor: int, *, seed: int, edge
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _metadata(path: Path) -> dict[bytes, bytes] | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path).metadata
+    except pa.ArrowInvalid:
+        return None
 
 
 class LatentFeatures:

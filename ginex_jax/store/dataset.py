@@ -46,7 +46,11 @@ class Dataset:
 
     @functools.cached_property
     def graph(self) -> StoredGraph:
-        """The graph with its lists on disk and `indptr`, 8 bytes a node, in memory. `load_graph` keeps more there."""
+        """The graph with its lists on disk and `indptr`, 8 bytes a node, in memory.
+
+        `graph.pin(memory_bytes, uses=graph.count_uses())` brings the lists that are read most, for their size, into memory;
+        `load_graph` all of them.
+        """
         weights = self.path / "weights" if "weights" in self.manifest.arrays else None
         return StoredGraph.open(self._required("indptr"), self.path / "indices", weights)
 

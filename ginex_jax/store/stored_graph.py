@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Integer, Shaped
 
 from ginex_jax.features import ReadCounter, ReadStats, require_within
+from ginex_jax.random_numbers import compiled
 from ginex_jax.store.direct_reads import PieceReader
 from ginex_jax.store.pinned_lists import FIXED_BYTES, PinnedLists, choose_lists, take
 from ginex_jax.store.shards import ShardedArray, open_sharded
@@ -90,6 +91,13 @@ class StoredGraph:
     def pinned_bytes(self) -> int:
         """Memory that pinned lists take."""
         return self._pinned.nbytes
+
+    def count_uses(self) -> Int64[np.ndarray, " nodes"]:
+        """How often each node is a neighbour: one pass over all lists, 8 bytes a node."""
+        uses = np.zeros(self.num_nodes, np.int64)
+        for start in range(0, self.num_edges, _POSITIONS_AT_ONCE):
+            _count(self.neighbors_at(np.arange(start, min(start + _POSITIONS_AT_ONCE, self.num_edges))), uses)
+        return uses
 
     def pin(self, memory_bytes: int, *, uses: Integer[np.ndarray, " nodes"] | None = None) -> int:
         """Reads the lists with the most expected uses per byte into memory, in place of those pinned before.
@@ -250,3 +258,9 @@ def _check(indptr: Int64[np.ndarray, " nodes_plus_one"], indices: ShardedArray, 
         raise ValueError(
             f"{weights.path} should be float32 {list(indices.shape)}, and is {weights.dtype} {list(weights.shape)}"
         )
+
+
+@compiled
+def _count(nodes, counts):
+    for node in nodes:
+        counts[node] += 1

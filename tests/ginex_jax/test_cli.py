@@ -60,6 +60,28 @@ def test_generate(tmp_path, capsys):
     np.testing.assert_array_equal(first.indices, second.indices)
 
 
+def test_generate_again_after_its_edge_list(tmp_path):
+    """As after a kill between the two: the file is kept if it is the same, and never overwritten."""
+    command = [
+        "generate",
+        "rmat",
+        tmp_path / "out",
+        "--scale",
+        6,
+        "--edge-factor",
+        4,
+        "--edge-list",
+        tmp_path / "e.parquet",
+    ]
+    assert ginex(*command, "--seed", 1) == 0
+    written = (tmp_path / "e.parquet").read_bytes()
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    assert ginex(*command, "--seed", 2) == 2
+    assert not (tmp_path / "out").exists()
+    assert ginex(*command, "--seed", 1) == 0
+    assert (tmp_path / "e.parquet").read_bytes() == written
+
+
 class TestMistakes:
     def said(self, capsys, *arguments):
         assert ginex(*arguments) == 2

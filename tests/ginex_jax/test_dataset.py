@@ -166,3 +166,13 @@ def test_opening_a_billion_edges_is_quick_and_small(tmp_path):
     assert "1,073,741,824 edges" in result.stdout
     assert kilobytes < 20_000
     assert seconds < 10  # a tenth of a second here; a scan of the files would take minutes
+
+
+def test_pinning_what_is_used_most(written):
+    path, arrays = written
+    graph = open_dataset(path).graph
+    uses = graph.count_uses()
+    np.testing.assert_array_equal(uses, np.bincount(arrays["indices"], minlength=500))
+    assert 0 < graph.pin(10_000, uses=uses) <= 10_000
+    positions = np.random.default_rng(0).integers(0, 4000, 3000)
+    np.testing.assert_array_equal(graph.neighbors_at(positions), arrays["indices"][positions])
