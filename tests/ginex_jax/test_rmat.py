@@ -112,8 +112,11 @@ def test_an_edge_list_is_the_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     table = pq.read_table(path)
     for column, ids in zip(("src", "dst"), rmat_edges(8, 4, seed=3, start=0, stop=1024), strict=True):
         np.testing.assert_array_equal(table[column].to_numpy(), ids)
+    written = path.stat().st_ino
+    write_edge_list(path, 8, 4, seed=3)
+    assert path.stat().st_ino == written
     with pytest.raises(FileExistsError):
-        write_edge_list(path, 8, 4, seed=3)
+        write_edge_list(path, 8, 4, seed=4)
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("no room")
