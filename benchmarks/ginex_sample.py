@@ -200,7 +200,7 @@ def numpy_sample(graph: CSCGraph, seeds: np.ndarray, rng: np.random.Generator) -
 
 
 def torch_sparse_sampler(graph: CSCGraph) -> Callable[[np.ndarray], Any]:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     import torch_sparse  # pyright: ignore[reportMissingImports]
 
     rowptr, col = torch.from_numpy(graph.indptr), torch.from_numpy(graph.indices.astype(np.int64))
