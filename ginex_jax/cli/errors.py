@@ -1,5 +1,6 @@
 """What a user can mend is one line and exit status 2; Ctrl-C is one word and 130; anything else keeps its traceback."""
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -39,6 +40,8 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full, and nothing was left on it: make room and run it again"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

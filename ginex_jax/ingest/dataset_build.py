@@ -105,8 +105,11 @@ class _Build:
             self.mapping = self._build_mapping()
             num_nodes = self.mapping.num_nodes
             self._require_rows(num_nodes)
+        if num_nodes is not None:
+            _require_nodes(num_nodes)
         sorter = self._sorted_edges(num_nodes)
         num_nodes = num_nodes if num_nodes is not None else sorter.max_id + 1
+        _require_nodes(num_nodes)
         order = self._write_graph(sorter, num_nodes)
         self._write_node_data(num_nodes, order)
         manifest = self._finish(num_nodes, order)
@@ -276,6 +279,11 @@ class _Build:
             node_order=options.reorder or "original",
             has_string_ids=has_string_ids,
         )
+
+
+def _require_nodes(num_nodes: int) -> None:
+    if num_nodes == 0:
+        raise ValueError("no edge and nothing else says that there is a node: is the input empty?")
 
 
 def _disk_bytes(source: Source, options: IngestOptions) -> int:

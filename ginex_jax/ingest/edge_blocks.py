@@ -222,10 +222,14 @@ def _complaint(block: RawEdgeBlock, masks: tuple[Bool[np.ndarray, " rows"] | Non
         if bad is not None:
             index = int(bad.argmax())
             what = shown(column, index)
-            complaints.append((block.row_of(index), f"value {what} of {name}: it should be {reason}{_hint(what)}"))
+            complaints.append(
+                (block.row_of(index), f"value {what} of {name}: it should be {reason}{_hint(name, what)}")
+            )
     row, text = min(complaints, key=lambda complaint: complaint[0])
     return f"{block.path} row {row}: {text}"
 
 
-def _hint(what: str) -> str:
-    return " (ids that are text need to be mapped)" if what.startswith(("'", '"')) else ""
+def _hint(name: str, what: str) -> str:
+    """For ids with a letter in them: a number that is too large, or nothing at all, would not be helped."""
+    is_text = what.startswith(("'", '"')) and any(character.isalpha() for character in what)
+    return " (ids that are text need to be mapped: --map-ids)" if is_text and name != "weight" else ""

@@ -1,5 +1,6 @@
 """The command: what users type, and what they are told when it is wrong."""
 
+import errno
 import json
 import shutil
 import signal
@@ -26,6 +27,8 @@ def files(tmp_path):
     np.save(tmp_path / "features.npy", rng.random((50, 6), np.float32))
     np.save(tmp_path / "labels.npy", rng.integers(0, 3, 50))
     np.save(tmp_path / "train.npy", np.arange(10))
+    np.save(tmp_path / "no_rows.npy", np.empty((0, 6), np.float32))
+    (tmp_path / "empty.csv").write_text("src,dst\n")
     return tmp_path
 
 
@@ -83,6 +86,18 @@ def test_generate_again_after_its_edge_list(tmp_path):
     assert (tmp_path / "e.parquet").read_bytes() == written
 
 
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ginex_jax.store.writer.ArrayWriter.append", full)
+    assert ginex("generate", "rmat", tmp_path / "out", "--scale", 6, "--edge-factor", 4) == 2
+    assert (
+        capsys.readouterr().err == "error: the disk is full, and nothing was left on it: make room and run it again\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 class TestMistakes:
     def said(self, capsys, *arguments):
         assert ginex(*arguments) == 2
@@ -111,6 +126,9 @@ class TestMistakes:
             (("--edges", "edges.csv", "--reorder", "random"), "random"),
             (("--edges", "edges.csv", "--features", "edges.csv"), "edges.csv"),
             (("--edges", "edges.csv", "--nonsense"), "nonsense"),
+            (("--edges", "empty.csv"), "is the input empty?"),
+            (("--edges", "empty.csv", "--map-ids"), "is the input empty?"),
+            (("--edges", "edges.csv", "--features", "no_rows.npy"), "is the input empty?"),
             (("--sparse", "features.npy"), "features.npy"),
             (("--planetoid", "."), "ind."),
             (("--ogb", "."), "raw"),

@@ -129,7 +129,7 @@ BAD_TEXT = [
     ("src,dst\n1,2\n-1,2\n", r"row 2: value '-1' of source: it should be a whole number from 0 to 9"),
     ("src,dst\n1,10\n", "row 1: value '10' of target"),
     ("src,dst\n1,2\n3,4\n5,\n", "row 3: value '' of target"),
-    ("src,dst\n1,2\n3,x7\n", r"row 2: value 'x7' of target: .* \(ids that are text need to be mapped\)"),
+    ("src,dst\n1,2\n3,x7\n", r"row 2: value 'x7' of target: .* \(ids that are text need to be mapped: --map-ids\)"),
     ("src,dst\n1,2.5\n", "row 1: value '2.5' of target"),
     ("src,dst\n0x1,2\n", "row 1: value '0x1' of source"),
     ("src,dst\n1,99999999999999999999999\n", "row 1: value '9+' of target"),
