@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from ginex_jax.cli.byte_sizes import parse_bytes
 from ginex_jax.cli.errors import INTERRUPTED, USER_ERROR, messages, reporting_errors
+from ginex_jax.cli.interrupts import remember_interrupts
 from ginex_jax.cli.progress import progress_reports
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """The process: `main`, and its status for the shell."""
+    remember_interrupts()
     sys.exit(main())
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Report = Callable[[str, int, int], None]
+from ginex_jax.cli.interrupts import Report, stopping_when_interrupted
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -16,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 def progress_reports(console: Console) -> Iterator[Report]:
     """Yields `report(phase, done, total)`; a total of 0 means that nobody knows it yet."""
     if not console.is_terminal:
-        yield _lines(console)
+        yield stopping_when_interrupted(_lines(console))
         return
     columns = (
         TextColumn("{task.description:>16}"),
@@ -37,7 +38,7 @@ def progress_reports(console: Console) -> Iterator[Report]:
                 tasks[phase] = bars.add_task(phase, total=total or None)
             bars.update(tasks[phase], completed=done, total=total or None)
 
-        yield report
+        yield stopping_when_interrupted(report)
 
 
 def _lines(console: Console) -> Report:

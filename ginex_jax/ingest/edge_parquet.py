@@ -1,11 +1,11 @@
 """Edge lists in Parquet files, in memory that does not depend on the size of their row groups."""
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ginex_jax.ingest.edge_blocks import EdgeColumns, RawEdgeBlock
+from ginex_jax.ingest.parquet_file import opened_parquet
 
 _READ_BYTES = 1 << 20  # at once, of each column
 
@@ -18,7 +18,7 @@ def read(path: Path, columns: EdgeColumns, edges_per_block: int) -> Iterator[Raw
     """
     names = [name for name in columns if name is not None]
     first_row = 1
-    with _opened(path) as file:
+    with opened_parquet(path, read_bytes=_READ_BYTES) as file:
         for name in names:
             _require_column(path, file.schema_arrow, name)
         # Each column is a stream of pages; a row group is never held as a whole.
@@ -30,7 +30,7 @@ def read(path: Path, columns: EdgeColumns, edges_per_block: int) -> Iterator[Raw
 
 def count(path: Path) -> int:
     """Rows of the file, as its footer says."""
-    with _opened(path) as file:
+    with opened_parquet(path, read_bytes=_READ_BYTES) as file:
         return file.metadata.num_rows
 
 
@@ -55,18 +55,3 @@ def _plain(column: Any) -> Any:
     if column.null_count == 0 and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return column.to_numpy()
     return column
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The file, read page by page; what pyarrow has to say about damage names the file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path} is damaged, or no Parquet file: {str(error).splitlines()[0]}") from error

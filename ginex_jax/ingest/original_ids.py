@@ -7,9 +7,11 @@ from jaxtyping import Shaped
 
 from ginex_jax.ingest.csv_matrix import opened_text
 from ginex_jax.ingest.node_files import PARQUET_SUFFIXES
+from ginex_jax.ingest.parquet_file import opened_parquet
 from ginex_jax.ingest.parquet_matrix import ID_COLUMN
 
 _MAX_LINE_BYTES = 1 << 16
+_READ_BYTES = 1 << 20
 
 
 def read_original_ids(path: Path) -> Shaped[np.ndarray, " ids"]:
@@ -41,9 +43,8 @@ def as_ids(texts: list[str]) -> Shaped[np.ndarray, " ids"]:
 
 def _parquet_ids(path: Path) -> Shaped[np.ndarray, " ids"]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with opened_parquet(path, read_bytes=_READ_BYTES) as file:
         names = file.schema_arrow.names
         if ID_COLUMN not in names and len(names) != 1:
             raise ValueError(f"{path} has columns {', '.join(names)}, and no column {ID_COLUMN!r}")

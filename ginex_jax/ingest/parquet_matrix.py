@@ -1,12 +1,13 @@
 """Numeric columns of a Parquet file as the rows of a matrix, in memory that does not depend on the size of its row groups."""
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
+
+from ginex_jax.ingest.parquet_file import opened_parquet
 
 ID_COLUMN = "id"
 _READ_BYTES = 256 << 10  # at once, of each column: a wide file has many
@@ -23,7 +24,7 @@ class ParquetMatrix:
         import pyarrow as pa
 
         self.name, self._path = str(path), path
-        with _opened(path) as file:
+        with opened_parquet(path, read_bytes=_READ_BYTES) as file:
             schema = file.schema_arrow
             self.num_rows: int = file.metadata.num_rows
             self._columns = [name for name in schema.names if name != ID_COLUMN]
@@ -63,7 +64,7 @@ class ParquetMatrix:
             yield ids.cast(pa.int64()).to_numpy() if is_integer else ids.to_numpy(zero_copy_only=False)
 
     def _batches(self, columns: list[str], rows_per_block: int) -> Iterator[Any]:
-        with _opened(self._path) as file:
+        with opened_parquet(self._path, read_bytes=_READ_BYTES) as file:
             yield from file.iter_batches(rows_per_block, columns=columns, use_threads=False)
 
     def _numbers(self, batch: Any) -> Shaped[np.ndarray, "rows width"]:
@@ -107,20 +108,3 @@ def _is_list(kind: Any) -> bool:
     import pyarrow as pa
 
     return pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The file, read page by page and not by row group; what pyarrow has to say about damage names the file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path} is damaged, or no Parquet file: {str(error).splitlines()[0]}") from error

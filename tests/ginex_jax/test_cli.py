@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ginex_jax.cli import main
+from ginex_jax.cli import interrupts, main
 from ginex_jax.store.dataset import open_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +174,18 @@ def test_ctrl_c(tmp_path):
     assert process.returncode == 130
     assert messages == "interrupted: nothing was written\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_that_got_lost_stops_at_the_next_report(monkeypatch):
+    monkeypatch.setattr(interrupts, "_interrupts", [])
+    reported = []
+    report = interrupts.stopping_when_interrupted(lambda *progress: reported.append(progress))
+    report("phase", 1, 2)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts._interrupt(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        report("phase", 2, 2)
+    assert reported == [("phase", 1, 2)]
 
 
 @pytest.mark.slow

@@ -95,6 +95,12 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"features/c/0/0 has [\d,]+ bytes and should have"):
             open_dataset(copied)
 
+    def test_a_shard_that_is_too_long(self, copied):
+        with (copied / "indices/c/0").open("ab") as stream:
+            stream.write(b"more")
+        with pytest.raises(ValueError, match=r"indices/c/0 has [\d,]+ bytes and should have"):
+            open_dataset(copied)
+
     def test_a_missing_shard(self, copied):
         (copied / "indices/c/0").unlink()
         with pytest.raises(ValueError, match="indices/c/0 is missing"):

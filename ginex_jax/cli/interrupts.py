@@ -1,0 +1,28 @@
+"""Ctrl-C, remembered: inside a callback of compiled code, such as numba's when it loads a function, the exception is lost."""
+
+import signal
+from collections.abc import Callable
+
+Report = Callable[[str, int, int], None]
+_interrupts: list[int] = []
+
+
+def remember_interrupts() -> None:
+    """From now on Ctrl-C is remembered, besides being a KeyboardInterrupt."""
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def stopping_when_interrupted(report: Report) -> Report:
+    """The report of progress that raises KeyboardInterrupt if one got lost."""
+
+    def stop_or_report(phase: str, done: int, total: int) -> None:
+        if _interrupts:
+            raise KeyboardInterrupt
+        report(phase, done, total)
+
+    return stop_or_report
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
