@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int64
 
 from ginex_jax.graph import Graph
 
-_POSITIONS_AT_ONCE = 1 << 22
+_POSITIONS_AT_ONCE = 1 << 20
 
 
 def by_degree(uses: Int64[np.ndarray, " nodes"]) -> Int64[np.ndarray, " nodes"]:
