@@ -1,5 +1,6 @@
 """A dataset while it is built: its arrays, one after the other, and at the end its manifest."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ _ROWS_BYTES = 8 << 20  # of a block of rows
 
 
 class Assembly:
-    """The folder of a dataset that is not published yet.
+    """The folder of a dataset that is not published yet. A context: files that are open when it ends, because of an error, are closed.
 
     Attributes:
       folder: where the arrays go.
@@ -29,10 +30,19 @@ class Assembly:
         self.spill.mkdir()
         self.progress = progress
         self._entries: dict[str, ArrayEntry] = {}
+        self._open_files = contextlib.ExitStack()
+
+    def __enter__(self) -> "Assembly":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open_files.close()
 
     def make_writer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "_ListedWriter":
         """A writer of one array, which is listed in the manifest once it is closed."""
-        return _ListedWriter(self, name, shape, dtype)
+        writer = ArrayWriter(self.folder, name, shape, dtype)
+        self._open_files.callback(writer.abandon)
+        return _ListedWriter(self, name, writer)
 
     def write(
         self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], blocks: Iterable[Shaped[np.ndarray, "rows ..."]]
@@ -72,9 +82,8 @@ class Assembly:
 
 
 class _ListedWriter:
-    def __init__(self, assembly: Assembly, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._assembly, self._name = assembly, name
-        self._writer = ArrayWriter(assembly.folder, name, shape, dtype)
+    def __init__(self, assembly: Assembly, name: str, writer: ArrayWriter) -> None:
+        self._assembly, self._name, self._writer = assembly, name, writer
 
     def append(self, block: Shaped[np.ndarray, "rows ..."]) -> None:
         self._writer.append(block)

@@ -124,7 +124,6 @@ class _Column:
         self._name, self._dtype, self._make_writer = name, dtype, make_writer
         self._writer = None if num_edges is None else make_writer(name, (num_edges,), dtype)
         self._path = spill / f"{name}.column"
-        self._file = self._path.open("wb") if self._writer is None else None
         self._length = 0
 
     def append(self, values: Shaped[np.ndarray, " edges"]) -> None:
@@ -132,16 +131,15 @@ class _Column:
         self._length += len(values)
         if self._writer is not None:
             self._writer.append(values)
-        elif self._file is not None:
-            self._file.write(np.ascontiguousarray(values).data)
+        else:
+            with self._path.open("ab") as stream:
+                stream.write(np.ascontiguousarray(values).data)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._writer is None:
             self._writer = self._make_writer(self._name, (self._length,), self._dtype)
             for start in range(0, self._length, _EDGES_AT_ONCE):
                 count = min(_EDGES_AT_ONCE, self._length - start)
                 self._writer.append(np.fromfile(self._path, self._dtype, count, offset=start * self._dtype.itemsize))
-            self._path.unlink()
-        assert self._writer is not None
+            self._path.unlink(missing_ok=True)  # without an edge there is none
         self._writer.close()

@@ -25,7 +25,6 @@ from ginex_jax.store.direct_features import DirectFeatures
 from ginex_jax.store.layout import DTYPES, ArrayLayout
 from ginex_jax.store.manifest import Manifest
 from ginex_jax.store.publishing import published, require_free, require_room
-from ginex_jax.store.writer import ArrayWriter
 
 _SORTING_SHARE = 0.75  # of the memory; the rest is for blocks on their way
 
@@ -87,8 +86,8 @@ def build_dataset(out: Path, source: Source, options: IngestOptions, *, progress
     """
     require_free(out)
     require_room(out, _disk_bytes(source, options))
-    with published(out) as folder:
-        return _Build(Assembly(folder, progress), source, options).run()
+    with published(out) as folder, Assembly(folder, progress) as assembly:
+        return _Build(assembly, source, options).run()
 
 
 class _Build:
@@ -176,9 +175,9 @@ class _Build:
         if self.options.reorder is None:
             write(runs, num_edges=num_edges, make_writer=self.assembly.make_writer)
             return None
-        first = self.assembly.spill / "graph"
-        first.mkdir()
-        counts = write(runs, num_edges=num_edges, make_writer=functools.partial(ArrayWriter, first))
+        with Assembly(self._spill_folder("graph"), self.assembly.progress) as unordered:
+            counts = write(runs, num_edges=num_edges, make_writer=unordered.make_writer)
+        first = unordered.folder
         order = order_of(first, self.options.reorder, self.assembly.progress)
         again = EdgeSorter(
             self.assembly.spill / "renumbered",
@@ -230,8 +229,8 @@ class _Build:
         if rows is None:
             self.assembly.write("features", shape, dtype, blocks)
             return
-        staged = Assembly(self._spill_folder("staged"), self.assembly.progress)
-        staged.write("features", shape, dtype, blocks)
+        with Assembly(self._spill_folder("staged"), self.assembly.progress) as staged:
+            staged.write("features", shape, dtype, blocks)
         with DirectFeatures(staged.folder / "features") as store:
             moved = (store.read_rows(piece) for piece in pieces(rows, rows_per_block(matrix.width, dtype)))
             self.assembly.write("features", shape, dtype, moved)

@@ -77,8 +77,7 @@ def generate_rmat(out: Path, options: RmatOptions, *, edge_list: Path | None = N
     require_room(out, _disk_bytes(options))
     if edge_list is not None:
         write_edge_list(edge_list, options.scale, options.edge_factor, seed=options.seed)
-    with published(out) as folder:
-        assembly = Assembly(folder, progress)
+    with published(out) as folder, Assembly(folder, progress) as assembly:
         labels = None
         if options.classes:
             labels = MajorityLabels(options.num_nodes, seed=options.seed, num_classes=options.classes)

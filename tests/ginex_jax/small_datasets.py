@@ -32,8 +32,7 @@ def small_arrays(
 
 
 def write_dataset(out: Path, arrays: dict[str, Any]) -> None:
-    with published(out) as folder:
-        assembly = Assembly(folder, lambda phase, done, total: None)
+    with published(out) as folder, Assembly(folder, lambda phase, done, total: None) as assembly:
         for name, array in arrays.items():
             assembly.write(name, array.shape, array.dtype, [array])
         assembly.finish(num_nodes=len(arrays["indptr"]) - 1, provenance={"source": "test"})

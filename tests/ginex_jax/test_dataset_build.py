@@ -1,6 +1,8 @@
 """Whole datasets from arrays and files, against NumPy and SciPy; the same bytes whatever the memory."""
 
 import hashlib
+import os
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -134,6 +136,14 @@ class TestNodeData:
         dataset = build(tmp_path / "out", {**arrays, "features": features}, skip_bad_rows=True)
         assert dataset.manifest.provenance["skipped_rows"] == {"features": 1}
         assert not dataset.features.read_rows(np.array([123])).any()
+
+    def test_an_error_in_the_middle_leaves_no_open_file(self, tmp_path, arrays):
+        features = np.ones((NUM_NODES, 20_000), np.float32)  # several blocks
+        features[-1, 0] = np.nan
+        with pytest.raises(ValueError, match="row 299"):
+            build(tmp_path / "out", {**arrays, "features": features})
+        opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+        assert not [path for path in opened if str(tmp_path) in path]
 
     def test_a_split_out_of_range(self, tmp_path, arrays):
         with pytest.raises(ValueError, match="node 300, and there are 300 nodes"):
