@@ -22,16 +22,21 @@ def published(path: Path) -> Iterator[Path]:
     require_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial"
-    with _locked_folder(partial, path):
-        try:
-            _empty(partial)
-            yield partial
-            _sync(partial)
-            partial.rename(path)
-            _sync_folder(path.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    try:
+        with _locked_folder(partial, path):
+            try:
+                _empty(partial)
+                yield partial
+                _sync(partial)
+                partial.rename(path)
+                _sync_folder(path.parent)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            partial.rmdir()  # made, and not locked yet
+        raise
 
 
 def require_free(path: Path) -> None:

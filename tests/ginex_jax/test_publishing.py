@@ -27,6 +27,16 @@ def test_leaves_nothing_when_the_block_raises(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_leaves_nothing_when_interrupted_before_the_lock(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ginex_jax.store.publishing.fcntl.flock", interrupted)
+    with pytest.raises(KeyboardInterrupt), published(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_starts_afresh_after_a_kill(tmp_path):
     left = tmp_path / ".out.partial" / "deep"
     left.mkdir(parents=True)
