@@ -38,7 +38,20 @@ ROOMS = {
         "inspection",
         "cli",
     ),
-    "ginex_jax": ("random_numbers", "graph", "features", "batch", "sampling", "store", "ingest", "cli"),
+    "ginex_jax": (
+        "random_numbers",
+        "graph",
+        "features",
+        "batch",
+        "sampling",
+        "store",
+        "ingest",
+        "pipeline",
+        "models",
+        "checkpoint",
+        "train",
+        "cli",
+    ),
 }
 # Library -> the only rooms that may import it.
 FENCES = {
