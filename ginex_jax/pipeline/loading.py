@@ -47,6 +47,7 @@ class LoadedBatch:
     release: Callable[[], None] = _nothing
 
 
+@runtime_checkable
 class BatchStream(Protocol):
     """The loaded batches of consecutive steps. Closing it, or leaving its context, ends whatever works for it."""
 
