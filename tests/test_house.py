@@ -46,6 +46,8 @@ ROOMS = {
         "sampling",
         "store",
         "ingest",
+        "belady",
+        "gather",
         "pipeline",
         "models",
         "checkpoint",
