@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int32, Shaped
 from numba import types
 
-from ginex_jax.belady.plan import CacheStep
+from ginex_jax.belady.steps import CacheStep
 from ginex_jax.random_numbers import compiled
 from ginex_jax.store.direct_reads import aligned_bytes
 

@@ -61,6 +61,11 @@ class RowRing:
         """Whether every region in use is with the reader at the end."""
         return all(region.delivered for region in self._taken)
 
+    def take_back(self) -> None:
+        """Releases what was not delivered, when nobody will."""
+        for region in self._taken:
+            region.released = region.released or not region.delivered
+
     def view(
         self, region: Region, when_dropped: Callable[[], None] = lambda: None
     ) -> Shaped[np.ndarray, "rows width"]:

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from ginex_jax.batch import BatchShape, padded
-from ginex_jax.belady.policies import CachePolicy
+from ginex_jax.belady.steps import CachePolicy
 from ginex_jax.features import FeatureStore
 from ginex_jax.gather.feature_cache import FeatureCache
-from ginex_jax.gather.row_ring import RowRing
+from ginex_jax.gather.row_ring import Region, RowRing
 from ginex_jax.graph import Graph
 from ginex_jax.pipeline.line import Channel, Line, StageTimes, StoppedError
 from ginex_jax.pipeline.loading import BatchReport, LoadedBatch, check_steps
@@ -109,8 +109,9 @@ class DiskLoader:
         return pack(sampled(self._graph, self._nodes, self._config, epoch, index))
 
     def start_over(self) -> None:
-        """Empties the cache: what a plan promised and nobody carried out is forgotten."""
+        """Empties cache and ring, but for batches handed out: what was planned and not carried out is forgotten."""
         self.policy = self._make_policy()
+        self.ring.take_back()
 
 
 class DiskStream:
@@ -149,12 +150,13 @@ class DiskStream:
         if self._is_held():
             gc.collect()  # JAX lets go of what it has looked at
         try:
-            loaded = self._loaded.take(self._times, self._refuse_to_wait)
+            loaded, region = self._loaded.take(self._times, self._refuse_to_wait)
         except EOFError:
             self._finish()
             raise StopIteration from None
         except StoppedError:
             raise ValueError("the stream is closed") from None
+        region.delivered = True
         self._rows += loaded.report.rows
         self._misses += loaded.report.misses
         self._times.items += 1
@@ -164,8 +166,8 @@ class DiskStream:
         """Ends the threads; what is being read is read to its end. Closing twice does no harm."""
         self._line.close()
         if not self._finished:
-            self._loader.start_over()
             self._finished = True
+            self._loader.start_over()
 
     @property
     def report(self) -> StreamReport:
@@ -192,12 +194,12 @@ class DiskStream:
         if self._is_held():
             raise ValueError("the batches handed out hold all memory: release them, or drop them and their features")
 
-    def _start(self) -> "Channel[LoadedBatch]":
+    def _start(self) -> "Channel[tuple[LoadedBatch, Region]]":
         line, num_samplers = self._line, self._loader.num_samplers
         sampled_batches: Channel[tuple[int, PackedBatch]] = line.channel(num_samplers)
         planned: Channel[Planned] = line.channel(_PLANNED_AHEAD)
         reading: Channel[Reading] = line.channel(_PLANNED_AHEAD)
-        loaded: Channel[LoadedBatch] = line.channel(_LOADED_AHEAD)
+        loaded: Channel[tuple[LoadedBatch, Region]] = line.channel(_LOADED_AHEAD)
         line.stage("sample", lambda times: self._sample(sampled_batches, times), sampled_batches)
         line.stage("plan", lambda times: self._plan(sampled_batches, planned, times), planned)
         line.stage("read", lambda times: self._reader.run(planned, reading, times), reading)
@@ -231,15 +233,14 @@ class DiskStream:
         for slots in self._loader.policy.steps(trace()):
             step, batch = waiting.popleft()
             padded_rows = shape_for(batch.shape, self._loader.shapes).level_sizes[-1]
-            misses = int(np.count_nonzero(slots.hit_slots < 0))
-            output.put(Planned(step, batch, padded_rows, slots, misses), times)
+            output.put(Planned(step, batch, padded_rows, slots, slots.num_misses), times)
 
-    def _assemble(self, reading: "Channel[Reading]", output: "Channel[LoadedBatch]", times: StageTimes) -> None:
+    def _assemble(self, reading: "Channel[Reading]", output: "Channel[tuple[LoadedBatch, Region]]", times: StageTimes) -> None:
         for one in reading.items(times):
             start = time.perf_counter()
             concurrent.futures.wait([one.done])
             times.starved += time.perf_counter() - start
-            output.put(self._assembled(one), times)
+            output.put((self._assembled(one), one.region), times)
 
     def _assembled(self, one: Reading) -> LoadedBatch:
         loader, packed, region = self._loader, one.planned.batch, one.region

@@ -7,6 +7,7 @@ _WAITING_SHARE = 0.15  # of what is left after the fixed parts: for batches that
 _MAX_WINDOW = 512
 _MIN_WINDOW = 4
 _RING_BATCHES = 4  # typical batches on their way at the same time
+_HELD_BATCHES = 2  # that whoever trains may hold while the largest one is read
 _RING_SHARE = 0.25
 _SAMPLING_BYTES = 110  # a node of a batch, in each thread that samples
 _UNPACKED_BATCHES = 3
@@ -132,7 +133,7 @@ def best_split(splits: Sequence[MemorySplit], reads: Sequence[float]) -> MemoryS
 
 
 def _least(demand: Demand) -> int:
-    return sum(_fixed(demand, _least_window(demand), demand.largest_batch_rows).values())
+    return sum(_fixed(demand, _least_window(demand), _least_ring_rows(demand)).values())
 
 
 def _least_window(demand: Demand) -> int:
@@ -150,7 +151,12 @@ def _window(memory_bytes: int, demand: Demand) -> int:
 def _ring_rows(memory_bytes: int, demand: Demand) -> int:
     wanted = _RING_BATCHES * demand.batch_rows
     affordable = int((memory_bytes - _least(demand)) * _RING_SHARE) // demand.row_bytes
-    return max(demand.largest_batch_rows, min(wanted, demand.largest_batch_rows + affordable))
+    least = _least_ring_rows(demand)
+    return max(least, min(wanted, least + affordable))
+
+
+def _least_ring_rows(demand: Demand) -> int:
+    return demand.largest_batch_rows + _HELD_BATCHES * demand.batch_rows
 
 
 def _waiting_bytes(demand: Demand) -> int:

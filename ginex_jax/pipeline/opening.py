@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from ginex_jax.batch import BatchShape, Block, padded
-from ginex_jax.belady.policies import CachePolicy, LruPolicy, NoCache, StaticPolicy
+from ginex_jax.belady.policies import LruPolicy, NoCache, StaticPolicy
 from ginex_jax.belady.rolling import RollingPlanner
+from ginex_jax.belady.simulation import hottest
+from ginex_jax.belady.steps import CachePolicy
 from ginex_jax.features import FeatureStore
 from ginex_jax.graph import Graph
 from ginex_jax.pipeline.disk_loader import DiskLoader
@@ -207,25 +209,12 @@ def _policy_maker(
     if policy == "lru":
         return functools.partial(LruPolicy, capacity=split.capacity, num_nodes=num_nodes)
     if policy == "static":
-        return functools.partial(StaticPolicy, most_used(uses, split.capacity), num_nodes=num_nodes)
+        return functools.partial(StaticPolicy, hottest(uses, split.capacity), num_nodes=num_nodes)
     window = split.window
     return functools.partial(
         RollingPlanner, capacity=split.capacity, num_nodes=num_nodes, window=window, commit=-(-window // 2)
     )
 
 
-def most_used(uses: Integer[np.ndarray, " nodes"], count: int) -> Int64[np.ndarray, " count"]:
-    """The `count` nodes that are used most, the smaller ones of equals, ascending. One byte a node, and the result."""
-    if count >= len(uses):
-        return np.arange(len(uses), dtype=np.int64)
-    if count == 0:
-        return np.empty(0, np.int64)
-    border = np.partition(uses, len(uses) - count)[len(uses) - count]
-    chosen = uses > border
-    at_border = np.flatnonzero(uses == border)[: count - int(chosen.sum())]
-    chosen[at_border] = True
-    return np.flatnonzero(chosen)
-
-
 # Of each policy, bytes a node and bytes a slot; their `nbytes` says the same afterwards.
-_TABLE_BYTES: dict[PolicyName, tuple[int, int]] = {"belady": (12, 16), "lru": (4, 12), "static": (4, 8), "none": (0, 0)}
+_TABLE_BYTES: dict[PolicyName, tuple[int, int]] = {"belady": (10, 12), "lru": (4, 16), "static": (4, 1), "none": (0, 0)}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from ginex_jax.belady.plan import CacheStep
+from ginex_jax.belady.steps import CacheStep
 from ginex_jax.features import FeatureStore
 from ginex_jax.gather.feature_cache import FeatureCache
 from ginex_jax.gather.row_ring import Region, RowRing

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from ginex_jax.belady.policies import CachePolicy, LruPolicy, NoCache, StaticPolicy
+from ginex_jax.belady.policies import LruPolicy, NoCache, StaticPolicy
 from ginex_jax.belady.rolling import RollingPlanner
-from ginex_jax.belady.simulate import simulate
+from ginex_jax.belady.steps import CachePolicy
+from ginex_jax.belady.simulation import simulate
 from ginex_jax.features import ArrayFeatures
 from ginex_jax.graph import CSCGraph
 from ginex_jax.pipeline.disk_loader import DiskLoader
@@ -128,7 +129,7 @@ def test_contents_carry_over_between_streams_and_are_forgotten_after_a_broken_on
 
 
 def test_batches_that_are_only_dropped_make_room_too() -> None:
-    loader = disk_loader(ring_rows=SHAPES[-1].level_sizes[-1])
+    loader = disk_loader(ring_rows=2 * SHAPES[-1].level_sizes[-1])
     with loader.stream(0, 20) as stream:
         assert sum(1 for _ in stream) == 20
 
@@ -153,7 +154,7 @@ def test_a_failing_disk_ends_the_run_with_its_own_traceback() -> None:
             loaded.release()
     assert any(frame.name == "read_rows" for frame in traceback.extract_tb(caught.value.__traceback__))
     assert_no_threads()
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(OSError, match="Input/output error"):
         next(stream)
 
 
@@ -174,6 +175,8 @@ def test_leaving_in_the_middle_ends_all_threads() -> None:
     stream.close()
     stream.close()
     assert_no_threads()
+    with pytest.raises(ValueError, match="closed"):
+        next(stream)
 
 
 def test_a_ring_that_is_too_small_says_so() -> None:

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ginex_jax.belady.plan import CacheStep
+from ginex_jax.belady.steps import CacheStep
 from ginex_jax.gather.feature_cache import FeatureCache
 
 

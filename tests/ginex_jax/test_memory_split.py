@@ -39,7 +39,7 @@ def test_no_split_exceeds_the_budget(extra: int, lookahead: bool, steps: int, ro
     splits = candidate_splits(budget, demand)
     for split in splits:
         assert split.total <= budget
-        assert split.ring_rows >= demand.largest_batch_rows
+        assert split.ring_rows >= demand.largest_batch_rows + 2 * demand.batch_rows
         assert split.ring == split.ring_rows * row_bytes
         assert split.cache == split.capacity * row_bytes
         assert split.capacity <= demand.num_rows
@@ -62,6 +62,6 @@ def test_with_memory_for_everything_everything_is_in_it() -> None:
 
 
 def test_the_split_with_the_fewest_reads_wins_and_a_tie_goes_to_the_cache() -> None:
-    splits = candidate_splits(400 << 20, DEMAND)
+    splits = candidate_splits(600 << 20, DEMAND)
     assert best_split(splits, [5.0, 4.0, 3.0, 2.0, 1.0, 2.0, 3.0, 4.0, 5.0]) is splits[4]
     assert best_split(splits, [3.0] * 9) is splits[0]

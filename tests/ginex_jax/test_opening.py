@@ -10,7 +10,7 @@ import pytest
 
 from ginex_jax.ingest.rmat_dataset import RmatOptions, generate_rmat
 from ginex_jax.pipeline.memory_loader import MemoryLoader
-from ginex_jax.pipeline.opening import PolicyName, most_used, open_loader
+from ginex_jax.pipeline.opening import PolicyName, open_loader
 from ginex_jax.sampling.config import SamplerConfig
 from ginex_jax.store.dataset import Dataset, open_dataset
 
@@ -20,7 +20,7 @@ CONFIG = SamplerConfig(fanouts=(5, 5), batch_size=64, seed=3)
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     out = tmp_path_factory.mktemp("opening") / "rmat"
-    generate_rmat(out, RmatOptions(scale=13, edge_factor=8, feature_dim=128, classes=4, seed=0))
+    generate_rmat(out, RmatOptions(scale=13, edge_factor=8, feature_dim=128, classes=4, seed=0), progress=lambda phase, done, total: None)
     return open_dataset(out)
 
 
@@ -59,21 +59,14 @@ def test_the_shapes_of_a_run_that_goes_on_are_kept(dataset: Dataset) -> None:
 
 
 def test_a_dataset_without_features_is_refused(tmp_path: Path) -> None:
-    generate_rmat(tmp_path / "bare", RmatOptions(scale=8, edge_factor=4, seed=0))
+    generate_rmat(tmp_path / "bare", RmatOptions(scale=8, edge_factor=4, seed=0), progress=lambda phase, done, total: None)
     with pytest.raises(ValueError, match="has no features"):
         open_loader(open_dataset(tmp_path / "bare"), np.arange(4), CONFIG, memory_bytes=1 << 30)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 5, 6, 9])
-def test_most_used_is_what_sorting_says(count: int) -> None:
-    uses = np.array([3, 9, 3, 0, 9, 3])
-    expected = np.sort(np.lexsort((np.arange(6), -uses))[:count])
-    np.testing.assert_array_equal(most_used(uses, count), expected)
-
-
 def test_peak_memory_stays_within_the_budget(tmp_path: Path) -> None:
     out = tmp_path / "rmat"
-    generate_rmat(out, RmatOptions(scale=18, edge_factor=8, feature_dim=256, seed=0))  # 268 MB of features
+    generate_rmat(out, RmatOptions(scale=18, edge_factor=8, feature_dim=256, seed=0), progress=lambda phase, done, total: None)  # 268 MB of features
     script = textwrap.dedent(f"""
         import numpy as np
         from pathlib import Path
