@@ -38,7 +38,7 @@ ROOMS = {
         "inspection",
         "cli",
     ),
-    "ginex_jax": ("random_numbers", "graph", "features", "batch", "sampling", "store", "ingest", "cli"),
+    "ginex_jax": ("compilation", "random_numbers", "graph", "features", "batch", "sampling", "store", "ingest", "cli"),
 }
 # Library -> the only rooms that may import it.
 FENCES = {

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64, Integer, UInt64
 
-from ginex_jax.random_numbers import compiled
+from ginex_jax.compilation import compiled
 
 Progress = Callable[[str, int, int], None]
 
