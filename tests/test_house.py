@@ -39,6 +39,7 @@ ROOMS = {
         "cli",
     ),
     "ginex_jax": (
+        "compilation",
         "random_numbers",
         "graph",
         "features",
@@ -51,6 +52,7 @@ ROOMS = {
         "pipeline",
         "models",
         "checkpoint",
+        "inference",
         "train",
         "cli",
     ),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int64, Integer, Shaped
 
-from ginex_jax.random_numbers import compiled
+from ginex_jax.compilation import compiled
 
 LIST_BYTES = 24  # that a list takes besides its edges, at most: two entries of `ranges`, one of the table
 FIXED_BYTES = 16  # that finding any lists takes besides

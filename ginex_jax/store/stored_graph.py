@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64, Integer, Shaped
 
+from ginex_jax.compilation import compiled
 from ginex_jax.features import ReadCounter, ReadStats, require_within
-from ginex_jax.random_numbers import compiled
 from ginex_jax.store.direct_reads import PieceReader
 from ginex_jax.store.pinned_lists import FIXED_BYTES, PinnedLists, choose_lists, take
 from ginex_jax.store.shards import ShardedArray, open_sharded
