@@ -69,6 +69,11 @@ class EdgeSorter:
         return self._num_edges
 
     @property
+    def spilled_bytes(self) -> int:
+        """What edges take of the disk once all are spilled."""
+        return self._num_edges * (12 if self._weighted else 8)
+
+    @property
     def max_id(self) -> int:
         """The largest id so far, -1 if there is none."""
         return self._max_id
