@@ -6,14 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
-from ginex_jax.belady.next_use_queue import (
-    NOTHING,
-    NextUseQueue,
-    fill_slot,
-    new_queue,
-    take_step,
-    unused_bucket,
-)
+from ginex_jax.belady.next_use_queue import NOTHING, NextUseQueue, fill, new_queue, take_step
 from ginex_jax.belady.steps import CachePlan, CacheStep
 from ginex_jax.features import require_within
 from ginex_jax.random_numbers import compiled
@@ -78,13 +71,12 @@ def start_plan(
     next_uses = [np.empty(len(ids), np.int32) for ids in trace]
     for batch in reversed(range(len(trace))):
         _go_back(trace[batch], batch, table, next_uses[batch])
-    if initial is None:
-        initial_ids = _first_used(trace, table, len(cache.ids))
-    else:
-        initial_ids = _checked_initial(initial, capacity, num_nodes)
+    initial_ids = (
+        _first_used(trace, table, len(cache.ids)) if initial is None else _checked_initial(initial, capacity, num_nodes)
+    )
     first_uses = table[initial_ids]
     table.fill(NOTHING)  # the same memory serves as the cache's table
-    _fill(cache, initial_ids, first_uses, priorities)
+    fill(cache, initial_ids, first_uses, priorities)
     return cache, next_uses, initial_ids
 
 
@@ -180,12 +172,3 @@ def _find_next_uses(ids, batch, next_use, found):
         if found[i] == batch:
             return i
     return -1
-
-
-@compiled
-def _fill(cache, ids, first_uses, priorities):
-    for i in range(len(ids)):
-        bucket = first_uses[i]
-        if bucket == NOTHING:
-            bucket = unused_bucket(cache, priorities[ids[i]] if len(priorities) else 0)
-        fill_slot(cache, bucket, ids[i])

@@ -9,7 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from ginex_jax.belady.next_use_queue import NOTHING, file_slot, new_queue, take_step, unfile_unused, unused_bucket
+from ginex_jax.belady.next_use_queue import (
+    NOTHING,
+    make_room_to_move,
+    move_slot,
+    new_queue,
+    rebuild,
+    take_step,
+    unused_bucket,
+)
 from ginex_jax.belady.planning import MAX_BATCHES, checked_sizes
 from ginex_jax.belady.steps import CacheStep
 from ginex_jax.features import require_within
@@ -50,7 +58,7 @@ class RollingPlanner:
             )
         self._num_nodes = num_nodes
         slot_of, self._last_place = (np.full(num_nodes, NOTHING, np.int32) for _ in range(2))
-        self._cache = new_queue(slot_of, min(self.capacity, num_nodes), self._window)
+        self._cache = new_queue(slot_of, min(self.capacity, num_nodes), self._window, movable=True)
         self._uses = np.zeros(num_nodes, np.uint16)
         self._ring = np.empty(_LEAST_RING, np.int32)
         self._links = np.empty(0, np.int32)
@@ -141,9 +149,8 @@ class RollingPlanner:
             self._last_place[ids] = NOTHING
         self._next_batch -= len(self._seen)
         self._seen.clear()
-        self._cache.heads.fill(NOTHING)
-        self._cache.bits.fill(0)
-        _file_all_as_unused(self._cache, self._uses)
+        _call_all_unused(self._cache, self._uses)
+        rebuild(self._cache)
 
 
 @compiled
@@ -153,14 +160,14 @@ def _look_at(cache, bucket, ids, start, ring, last_place, uses):
     `last_place` is where the ring has a node's last access in view, or -1; a node that is cached and has none is in a list of its grade.
     """
     duplicate = NOTHING
+    make_room_to_move(cache, len(ids))
     for i in range(len(ids)):
         node = ids[i]
         place = last_place[node]
         if place == NOTHING:
             slot = cache.slot_of[node]
             if slot != NOTHING:
-                unfile_unused(cache, unused_bucket(cache, uses[node]), slot)
-                file_slot(cache, bucket, slot)
+                move_slot(cache, bucket, slot)
         elif start <= place < start + i:
             duplicate = i
         else:
@@ -187,8 +194,7 @@ def _move(ids, next_uses, start, last_place):
 
 
 @compiled
-def _file_all_as_unused(cache, uses):
-    for slot in range(cache.counters[1]):
-        node = cache.ids[slot]
-        if node != NOTHING:
-            file_slot(cache, unused_bucket(cache, uses[node]), slot)
+def _call_all_unused(cache, uses):
+    for slot in range(len(cache.ids)):
+        if cache.ids[slot] != NOTHING:
+            cache.bucket_of[slot] = unused_bucket(cache, uses[cache.ids[slot]])
