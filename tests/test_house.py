@@ -38,7 +38,18 @@ ROOMS = {
         "inspection",
         "cli",
     ),
-    "ginex_jax": ("random_numbers", "graph", "features", "batch", "sampling", "store", "ingest", "cli"),
+    "ginex_jax": (
+        "random_numbers",
+        "graph",
+        "features",
+        "batch",
+        "sampling",
+        "store",
+        "ingest",
+        "models",
+        "inference",
+        "cli",
+    ),
 }
 # Library -> the only rooms that may import it.
 FENCES = {
