@@ -50,6 +50,7 @@ ROOMS = {
         "models",
         "checkpoint",
         "train",
+        "inference",
         "cli",
     ),
 }
