@@ -16,8 +16,16 @@ from ginex_jax.ingest.rmat_dataset import generate_rmat as generate_rmat
 from ginex_jax.ingest.sources import NodeFiles as NodeFiles
 from ginex_jax.ingest.sources import array_source as array_source
 from ginex_jax.ingest.sources import open_source as open_source
+from ginex_jax.models.config import ModelConfig as ModelConfig
+from ginex_jax.models.construction import build_model as build_model
+from ginex_jax.models.gat import GAT as GAT
+from ginex_jax.models.gcn import GCN as GCN
+from ginex_jax.models.network import BlockNetwork as BlockNetwork
+from ginex_jax.models.sage import GraphSAGE as GraphSAGE
+from ginex_jax.sampling.aggregation import aggregate_max as aggregate_max
 from ginex_jax.sampling.aggregation import aggregate_mean as aggregate_mean
 from ginex_jax.sampling.aggregation import aggregate_sum as aggregate_sum
+from ginex_jax.sampling.attention import aggregate_attention as aggregate_attention
 from ginex_jax.sampling.config import SamplerConfig as SamplerConfig
 from ginex_jax.sampling.neighbors import sample_batch as sample_batch
 from ginex_jax.sampling.shapes import pilot as pilot

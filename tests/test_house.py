@@ -54,6 +54,7 @@ ROOMS = {
         "checkpoint",
         "inference",
         "train",
+        "inference",
         "cli",
     ),
 }
@@ -72,6 +73,10 @@ FENCES = {
     "concurrent": {"engine", "pipeline", "gather", "quantization", "store", "ingest"},
     "multiprocessing": {"engine", "pipeline", "gather"},
     "jax.experimental.pallas": {"ops"},
+    "flax": {"models"},
+    "optax": {"train"},
+    "tensorboard": {"train"},
+    "yaml": {"cli"},
     "typer": {"cli"},
     "rich": {"cli"},
     "argparse": {"cli"},
