@@ -54,7 +54,6 @@ ROOMS = {
         "checkpoint",
         "inference",
         "train",
-        "inference",
         "cli",
     ),
 }

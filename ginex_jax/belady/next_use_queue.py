@@ -17,7 +17,7 @@ from jaxtyping import Int32, Int64, UInt64
 from numba import types
 from numba.extending import intrinsic
 
-from ginex_jax.random_numbers import compiled, inlined
+from ginex_jax.compilation import compiled, inlined
 
 GRADES = 256  # of rows without a known next use
 NOTHING = -1

@@ -7,7 +7,7 @@ from jaxtyping import Int32, Shaped
 from numba import types
 
 from ginex_jax.belady.steps import CacheStep
-from ginex_jax.random_numbers import compiled
+from ginex_jax.compilation import compiled
 from ginex_jax.store.direct_reads import aligned_bytes
 
 _memcpy = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))

@@ -24,7 +24,10 @@ class Region:
 
 
 class RowRing:
-    """`num_rows` rows, of which regions are taken in turn. `take` is for one thread, or under a lock."""
+    """`num_rows` rows, of which regions are taken in turn. `take` is for one thread, or under a lock.
+
+    A region of n rows finds room for certain when no other is in use; while h rows are, in a ring of h + 2 n rows.
+    """
 
     def __init__(self, num_rows: int, width: int, dtype: np.dtype[Any]) -> None:
         self.rows: Shaped[np.ndarray, "rows width"] = (
@@ -58,17 +61,17 @@ class RowRing:
 
     @property
     def is_held(self) -> bool:
-        """Whether every region in use is with the reader at the end."""
-        return all(region.delivered for region in self._taken)
+        """Whether there will be no more room until the reader at the end releases a region."""
+        if not self._taken or self._taken[0].released:
+            return False
+        return all(region.delivered or region.released for region in self._taken)
 
     def take_back(self) -> None:
         """Releases what was not delivered, when nobody will."""
         for region in self._taken:
             region.released = region.released or not region.delivered
 
-    def view(
-        self, region: Region, when_dropped: Callable[[], None] = lambda: None
-    ) -> Shaped[np.ndarray, "rows width"]:
+    def view(self, region: Region, when_dropped: Callable[[], None] = lambda: None) -> Shaped[np.ndarray, "rows width"]:
         """The region's rows. It is released when the last view of it, and of views of these, is gone, JAX's included.
 
         JAX lets go of what it looked at when the next garbage collection, or the next call of JAX, comes round.

@@ -69,7 +69,7 @@ class Line:
         thread.start()
 
     def wait(self, condition: Callable[[], bool]) -> float:
-        """Waits until the condition holds, which only `notify` or a queue changes; returns the seconds. `StoppedError` if the line stops."""
+        """Waits until the condition holds, which only `notify` or a queue changes; `StoppedError` if the line stops. Returns seconds."""
         start = time.perf_counter()
         with self._changed:
             while not condition():

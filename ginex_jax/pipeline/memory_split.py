@@ -82,14 +82,7 @@ class MemorySplit:
     @property
     def total(self) -> int:
         return (
-            self.reserved
-            + self.graph
-            + self.lists
-            + self.cache
-            + self.policy
-            + self.waiting
-            + self.ring
-            + self.working
+            self.reserved + self.graph + self.lists + self.cache + self.policy + self.waiting + self.ring + self.working
         )
 
 

@@ -22,7 +22,7 @@ from ginex_jax.sampling.config import SamplerConfig
 from ginex_jax.sampling.shapes import PILOT_EPOCH, pilot
 from ginex_jax.sampling.source import sampled, shape_for
 from ginex_jax.store.dataset import Dataset
-from ginex_jax.store.pinned_lists import LIST_BYTES, would_choose
+from ginex_jax.store.pinned_lists import would_choose
 from ginex_jax.store.stored_graph import StoredGraph
 
 PolicyName: TypeAlias = Literal["belady", "lru", "static", "none"]
@@ -77,7 +77,7 @@ def open_loader(
 
     Time: one pass over the neighbour lists where they do not all fit, some 24 sampled batches, and reading the lists to be kept.
     """
-    features = dataset.features
+    features = dataset.open_features()  # of its own: its counts are the run's
     if features is None:
         raise ValueError(f"{dataset.path} has no features: training needs some")
     graph = dataset.graph
@@ -173,7 +173,9 @@ def _expected_reads(
     pinned = would_choose(graph.indptr, uses, lists, edge_bytes=graph.edge_bytes, memory_bytes=sizes)
     cold = _cold_rows(uses, uses[rows], [split.capacity if cached else 0 for split in splits])
     all_lists = graph.num_edges * graph.edge_bytes
-    list_reads = [0 if split.lists >= all_lists else int((~chosen).sum()) for split, chosen in zip(splits, pinned, strict=True)]
+    list_reads = [
+        0 if split.lists >= all_lists else int((~chosen).sum()) for split, chosen in zip(splits, pinned, strict=True)
+    ]
     return [(reads + missed) / len(samples) for reads, missed in zip(list_reads, cold, strict=True)]
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64, Integer, UInt8
+from jaxtyping import Bool, Float32, Int32, Integer, UInt8
 
 from ginex_jax.batch import BatchShape, Block, DegreeBlock, MiniBatch
 
@@ -67,7 +67,9 @@ def _unpacked(block: PackedBlock) -> Block:
     return Block(neighbors, mask, None if block.weights is None else _spread(block.weights, mask))
 
 
-def _spread(values: Float32[np.ndarray, " edges"], mask: Bool[np.ndarray, "rows width"]) -> Float32[np.ndarray, "rows width"]:
+def _spread(
+    values: Float32[np.ndarray, " edges"], mask: Bool[np.ndarray, "rows width"]
+) -> Float32[np.ndarray, "rows width"]:
     spread = np.zeros(mask.shape, np.float32)
     spread[mask] = values
     return spread

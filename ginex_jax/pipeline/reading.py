@@ -95,9 +95,7 @@ class FeatureReader:
         return following, region
 
 
-def assemble(
-    one: Reading, cache: FeatureCache, rows: Shaped[np.ndarray, "padded_rows width"]
-) -> None:
+def assemble(one: Reading, cache: FeatureCache, rows: Shaped[np.ndarray, "padded_rows width"]) -> None:
     """Waits for the reads; then the hits are fetched, and what is to be kept is kept. In the order of the plan.
 
     Args:

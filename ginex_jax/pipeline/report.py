@@ -21,8 +21,8 @@ class StreamReport(NamedTuple):
     Attributes:
       rows: feature rows that batches asked for.
       misses: those that were not in the cache and were read.
-      read_bytes: asked of the disk for feature rows, padding included.
-      requests: reads that made.
+      read_bytes: asked of the disk for feature rows, padding included, by all who use the loader's store.
+      requests: the reads that took.
       seconds: since the stream began.
       stages: by name, in the order of the pipeline; "step" is whoever takes the batches.
     """
@@ -48,4 +48,9 @@ class StreamReport(NamedTuple):
 
 def difference(after: ReadStats, before: ReadStats) -> ReadStats:
     """What happened in between."""
-    return ReadStats(*(new - old for new, old in zip(after, before, strict=True)))
+    return ReadStats(
+        after.rows - before.rows,
+        after.bytes - before.bytes,
+        after.requests - before.requests,
+        after.seconds - before.seconds,
+    )

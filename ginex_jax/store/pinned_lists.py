@@ -92,9 +92,7 @@ def _scores(
     edge_bytes: int,
 ) -> tuple[Int64[np.ndarray, " piece"], Int64[np.ndarray, " piece"]]:
     """Of some nodes: uses per byte as an order of magnitude, 0 where there are none; and bytes."""
-    return _score(
-        np.diff(indptr[piece.start : piece.stop + 1]), None if uses is None else uses[piece], edge_bytes
-    )
+    return _score(np.diff(indptr[piece.start : piece.stop + 1]), None if uses is None else uses[piece], edge_bytes)
 
 
 def _score(

@@ -2,7 +2,6 @@
 
 import threading
 import traceback
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from ginex_jax.belady.policies import LruPolicy, NoCache, StaticPolicy
 from ginex_jax.belady.rolling import RollingPlanner
-from ginex_jax.belady.steps import CachePolicy
 from ginex_jax.belady.simulation import simulate
 from ginex_jax.features import ArrayFeatures
 from ginex_jax.graph import CSCGraph
@@ -129,7 +127,7 @@ def test_contents_carry_over_between_streams_and_are_forgotten_after_a_broken_on
 
 
 def test_batches_that_are_only_dropped_make_room_too() -> None:
-    loader = disk_loader(ring_rows=2 * SHAPES[-1].level_sizes[-1])
+    loader = disk_loader(ring_rows=3 * SHAPES[-1].level_sizes[-1])
     with loader.stream(0, 20) as stream:
         assert sum(1 for _ in stream) == 20
 
@@ -198,9 +196,7 @@ def test_stage_times_are_reported_for_every_stage() -> None:
 
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="at least one seed"):
-        DiskLoader(
-            GRAPH, ArrayFeatures(FEATURES), NODES[:0], CONFIG, SHAPES, make_policy=NoCache, ring_rows=RING_ROWS
-        )
+        DiskLoader(GRAPH, ArrayFeatures(FEATURES), NODES[:0], CONFIG, SHAPES, make_policy=NoCache, ring_rows=RING_ROWS)
     with pytest.raises(ValueError, match="a row for each of 2000 nodes"):
         disk_loader(features=ArrayFeatures(FEATURES[:5]))
     with pytest.raises(ValueError, match="num_samplers"):

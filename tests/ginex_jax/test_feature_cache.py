@@ -44,6 +44,8 @@ def test_a_cache_of_nothing() -> None:
         ([-1, -1], [-1, -1], np.zeros((2, 8), np.float32)[:, ::2], "contiguous"),
     ],
 )
-def test_a_step_of_another_batch_is_refused(hits: list[int], writes: list[int], rows: np.ndarray, complaint: str) -> None:
+def test_a_step_of_another_batch_is_refused(
+    hits: list[int], writes: list[int], rows: np.ndarray, complaint: str
+) -> None:
     with pytest.raises(ValueError, match=complaint):
         FeatureCache(2, 4, np.dtype(np.float32)).apply(step(hits, writes), rows)

@@ -20,7 +20,11 @@ CONFIG = SamplerConfig(fanouts=(5, 5), batch_size=64, seed=3)
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     out = tmp_path_factory.mktemp("opening") / "rmat"
-    generate_rmat(out, RmatOptions(scale=13, edge_factor=8, feature_dim=128, classes=4, seed=0), progress=lambda phase, done, total: None)
+    generate_rmat(
+        out,
+        RmatOptions(scale=13, edge_factor=8, feature_dim=128, classes=4, seed=0),
+        progress=lambda phase, done, total: None,
+    )
     return open_dataset(out)
 
 
@@ -48,7 +52,8 @@ def test_the_same_bits_for_any_budget_and_policy(dataset: Dataset, policy: Polic
             np.testing.assert_array_equal(ours.batch.node_ids, theirs.batch.node_ids)
             np.testing.assert_array_equal(ours.features, theirs.features)
             ours.release()
-    allowed = opened.split.cache + opened.split.ring + opened.split.policy
+    split = opened.split
+    allowed = split.cache + split.ring + split.policy + split.waiting
     assert opened.loader.nbytes <= allowed
 
 
@@ -59,14 +64,18 @@ def test_the_shapes_of_a_run_that_goes_on_are_kept(dataset: Dataset) -> None:
 
 
 def test_a_dataset_without_features_is_refused(tmp_path: Path) -> None:
-    generate_rmat(tmp_path / "bare", RmatOptions(scale=8, edge_factor=4, seed=0), progress=lambda phase, done, total: None)
+    generate_rmat(
+        tmp_path / "bare", RmatOptions(scale=8, edge_factor=4, seed=0), progress=lambda phase, done, total: None
+    )
     with pytest.raises(ValueError, match="has no features"):
         open_loader(open_dataset(tmp_path / "bare"), np.arange(4), CONFIG, memory_bytes=1 << 30)
 
 
 def test_peak_memory_stays_within_the_budget(tmp_path: Path) -> None:
     out = tmp_path / "rmat"
-    generate_rmat(out, RmatOptions(scale=18, edge_factor=8, feature_dim=256, seed=0), progress=lambda phase, done, total: None)  # 268 MB of features
+    generate_rmat(
+        out, RmatOptions(scale=18, edge_factor=8, feature_dim=256, seed=0), progress=lambda phase, done, total: None
+    )  # 268 MB of features
     script = textwrap.dedent(f"""
         import numpy as np
         from pathlib import Path
