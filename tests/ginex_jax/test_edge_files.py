@@ -13,16 +13,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from ginex_jax.ingest import edge_blocks, edge_text
-from ginex_jax.ingest.edge_blocks import (
-    EdgeBlock,
-    RawEdgeBlock,
-    clean,
-    in_memory_edges,
-    self_loops,
-    with_reverse,
-    without_self_loops,
-)
+from ginex_jax.ingest import edge_text
+from ginex_jax.ingest.edge_blocks import clean
 from ginex_jax.ingest.edge_files import count_edges, guess_edges, read_edges
 from ginex_jax.ingest.sources import open_source
 
@@ -218,16 +210,6 @@ def test_bad_rows_of_parquet(tmp_path, kind):
     assert skipped == {"edges": 2 - kept}
 
 
-@pytest.mark.parametrize("weight", [np.nan, np.inf, -1.0, 1e300, None, "nan", "-inf", "heavy", ""])
-def test_bad_weights(weight):
-    raw = RawEdgeBlock(np.arange(3), np.arange(3), np.array([1.0, weight, 0.0], object), "mine", 11)
-    with pytest.raises(
-        ValueError, match=r"^mine row 12 .counting from 1.: value .* of weight: it should be finite in float32"
-    ):
-        clean(raw, num_nodes=None, skip_bad_rows=False)
-    assert joined([clean(raw, num_nodes=None, skip_bad_rows=True)]) == [[0, 2], [0, 2], [1, 0]]
-
-
 @pytest.mark.parametrize("name", ["e.parquet", "e.csv", "e.npz", "index.npz"])
 def test_wrong_columns_are_told_from_those_there_are(tmp_path, name):
     WRITERS[name](tmp_path / name)
@@ -289,8 +271,6 @@ def test_arrays_of_different_lengths(tmp_path):
     npz(tmp_path / "e.npz", src=np.arange(3), dst=np.arange(4))
     with pytest.raises(ValueError, match=r"one length, got \[3, 4\]"):
         read(tmp_path / "e.npz")
-    with pytest.raises(ValueError, match=r"one length, got \[3, 4\]"):
-        list(in_memory_edges(np.arange(3), np.arange(4)))
     with pytest.raises(ValueError, match=r"weights are an array of their own"):
         np.save(tmp_path / "e.npy", np.zeros((4, 2)))
         read(tmp_path / "e.npy", weight_column="w")
@@ -320,37 +300,6 @@ def test_parquet_columns_that_are_no_ids(tmp_path):
     parquet(tmp_path / "e.parquet", src=pa.array([[1], [2]]), dst=pa.array([1, 2]))
     with pytest.raises(ValueError, match="column 'src' is list<.*numbers or text are wanted"):
         read(tmp_path / "e.parquet")
-
-
-def test_arrays_in_memory():
-    blocks = list(in_memory_edges(SOURCES, TARGETS, WEIGHTS, edges_per_block=100))
-    assert [block.first_row for block in blocks] == [1, 101, 201, 301, 401, 501]
-    cleaned = [clean(block, num_nodes=1000, skip_bad_rows=False) for block in blocks]
-    assert joined(cleaned) == [SOURCES.tolist(), TARGETS.tolist(), WEIGHTS.tolist()]
-
-
-def test_reversed_edges_follow_their_edges_wherever_blocks_begin():
-    sources, targets = RNG.integers(0, 5, (2, 40))
-    weights = RNG.random(40, np.float32)
-    expected = []
-    for source, target, weight in zip(sources, targets, weights, strict=True):
-        expected += [(source, target, weight)] + ([(target, source, weight)] if source != target else [])
-    whole = EdgeBlock(sources, targets, weights)
-    for size in (1, 7, 40):
-        parts = [EdgeBlock(*(column[i : i + size] for column in whole)) for i in range(0, 40, size)]
-        assert list(zip(*joined(map(with_reverse, parts)), strict=True)) == expected
-    assert with_reverse(EdgeBlock(sources, targets, None)).weights is None
-
-
-def test_self_loops(monkeypatch):
-    monkeypatch.setattr(edge_blocks, "_EDGES_AT_ONCE", 4)
-    assert joined(self_loops(10, True)) == [list(range(10)), list(range(10)), [1.0] * 10]
-    assert joined(self_loops(3, False)) == [[0, 1, 2], [0, 1, 2], None]
-    block = EdgeBlock(np.array([1, 2, 3]), np.array([1, 3, 3]), np.array([1, 2, 3], np.float32))
-    assert joined([without_self_loops(block)]) == [[2], [3], [2.0]]
-    assert without_self_loops(block._replace(weights=None)).weights is None
-    lone = EdgeBlock(np.array([1]), np.array([2]), None)
-    assert without_self_loops(lone) is lone
 
 
 @pytest.mark.parametrize("name", ["e.parquet", "e.csv", "e.npy", "e.npz"])
