@@ -31,9 +31,10 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
             messages.print(f"error: {_one_line(error)}", markup=False)
             raise typer.Exit(USER_ERROR) from error
         except ModuleNotFoundError as error:
-            if error.name != "pyarrow":
+            extra = {"pyarrow": "ingest", "tensorboard": "tensorboard"}.get((error.name or "").partition(".")[0])
+            if extra is None:
                 raise
-            messages.print("error: this needs pyarrow: pip install 'bandwise[ingest]'", markup=False)
+            messages.print(f"error: this needs {error.name}: pip install 'bandwise[{extra}]'", markup=False)
             raise typer.Exit(USER_ERROR) from error
 
     return wrapped
