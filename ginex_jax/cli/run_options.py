@@ -133,7 +133,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _checked(file: Path, key: Any, value: Any) -> tuple[str, Any]:
     """The name of a field and a value of its type."""
-    types = {field.name: field.type for field in dataclasses.fields(RunOptions)}
+    types = {field.name: type(field.default) for field in dataclasses.fields(RunOptions)}
     name = str(key).replace("-", "_")
     if name not in types:
         near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)[0]

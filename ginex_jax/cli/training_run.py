@@ -20,7 +20,7 @@ from ginex_jax.store.manifest import content_digest
 from ginex_jax.train.evaluation import Score
 from ginex_jax.train.inputs import NodeArrays, check_labels
 from ginex_jax.train.loop import FitResult, Update, fit
-from ginex_jax.train.run_log import JsonLines, SeveralLogs
+from ginex_jax.train.run_log import JsonLines, RunLog, SeveralLogs
 
 METRICS = {"single-label": "accuracy", "multi-label": "micro-F1"}
 
@@ -57,7 +57,7 @@ class TrainingRun:
         """Trains to the end, or until `asked` says so."""
         valid = self._dataset.valid
         with contextlib.ExitStack() as stack:
-            logs = [stack.enter_context(JsonLines(self.folder.path / "log.jsonl"))]
+            logs: list[RunLog] = [stack.enter_context(JsonLines(self.folder.path / "log.jsonl"))]
             if self._options.tensorboard:
                 from ginex_jax.train.tensorboard_log import TensorBoardLog
 

@@ -27,7 +27,7 @@ def batch_evaluator(model: Any, loader: Loader, nodes: NodeArrays, task: str) ->
         with loader.stream(0, loader.steps_per_epoch) as stream:
             for loaded in stream:
                 sums = tally_of(sums, params, step_inputs(loaded, nodes))
-                sums.loss_sum.block_until_ready()
+                jax.block_until_ready(sums)
                 loaded.release()
         return sums.score
 
