@@ -69,6 +69,12 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
+    def check(self) -> None:
+        """Raises ValueError, as `restore` does, where the last checkpoint belongs to another run or its record is damaged."""
+        record = latest_record(self.path)
+        if record is not None:
+            check_same_run(record.identity, self.identity, self.path)
+
     def restore(self, template: Any) -> Restored | None:
         """The last checkpoint, or None where there is none. Evaluations after it are forgotten: they will come again.
 

@@ -13,6 +13,7 @@ from ginex_jax.cli.interrupts import was_interrupted
 
 USER_ERROR = 2
 INTERRUPTED = 130
+_EXTRAS = {"pyarrow": "ingest", "tensorboard": "tensorboard"}
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -41,8 +42,8 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 def _one_line(error: BaseException) -> str | None:
     """What a user can mend, in a line; None for anything else."""
-    if isinstance(error, ModuleNotFoundError) and error.name == "pyarrow":
-        return "this needs pyarrow: pip install 'bandwise[ingest]'"
+    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
+        return f"this needs {error.name}: pip install 'bandwise[{extra}]'"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full, and nothing was left on it: make room and run it again"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

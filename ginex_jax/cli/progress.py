@@ -2,11 +2,12 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.status import Status
 
 from ginex_jax.cli.interrupts import Report, stopping_when_interrupted
 
@@ -57,3 +58,35 @@ def _lines(console: Console) -> Report:
         console.print(f"{phase}: {done:,}{left}", markup=False)
 
     return report
+
+
+@contextlib.contextmanager
+def training_reports(console: Console) -> Iterator[Callable[[Any], None]]:
+    """Yields a function that takes the updates of `ginex_jax.train.loop.fit`: one line that changes, or now and then one for a log file."""
+    printed = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        status: list[Status] = []
+
+        def report(update: Any) -> None:
+            nonlocal printed
+            now = time.monotonic()
+            if console.is_terminal:
+                if not status:
+                    status.append(stack.enter_context(console.status("")))
+                status[0].update(_sentence(update))
+            elif now - printed >= _SECONDS_BETWEEN_LINES:
+                console.print(_sentence(update), markup=False)
+                printed = now
+
+        yield report
+
+
+def _sentence(update: Any) -> str:
+    parts = [f"step {update.step:,} of {update.num_steps:,}"]
+    if update.loss is not None:
+        parts.append(f"loss {update.loss:.4f}")
+        parts.append(f"{update.rows_per_second:,.0f} rows/s")
+        parts.append(f"hit rate {update.hit_rate:.2f}")
+    if update.seconds_left is not None:
+        parts.append(f"{update.seconds_left:,.0f} s left")
+    return ", ".join(parts)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Float, Shaped
 
 from ginex_jax.pipeline.loading import Loader
 from ginex_jax.train.inputs import NodeArrays, StepInputs, step_inputs
@@ -25,7 +27,7 @@ def batch_evaluator(model: Any, loader: Loader, nodes: NodeArrays, task: str) ->
         with loader.stream(0, loader.steps_per_epoch) as stream:
             for loaded in stream:
                 sums = tally_of(sums, params, step_inputs(loaded, nodes))
-                sums.loss_sum.block_until_ready()
+                jax.block_until_ready(sums)
                 loaded.release()
         return sums.score
 
@@ -38,3 +40,28 @@ def _compiled_tally(model: Any, task: str) -> Callable[[Tally, Params, StepInput
         return added(sums, tally(seed_logits(model, params, inputs), inputs.targets, task))
 
     return jax.jit(tally_of)
+
+
+class Score:
+    """Accuracy or micro-averaged F1 of outputs that come in pieces, on the host. The kind of labels says which."""
+
+    def __init__(self) -> None:
+        self._hits = self._errors = 0
+
+    def add(self, outputs: Float[np.ndarray, "rows outputs"], targets: Shaped[np.ndarray, "rows ..."]) -> None:
+        """Counts rows with labels: integers, -1 for none; or floats, one for each output, NaN for none."""
+        if targets.ndim == 1:
+            known = targets >= 0
+            right = int(np.count_nonzero(outputs.argmax(axis=1)[known] == targets[known]))
+            self._hits += right
+            self._errors += int(np.count_nonzero(known)) - right
+            return
+        known = ~np.isnan(targets)
+        predicted, positive = (outputs > 0)[known], (targets > 0.5)[known]
+        self._hits += 2 * int(np.count_nonzero(predicted & positive))
+        self._errors += int(np.count_nonzero(predicted ^ positive))
+
+    @property
+    def value(self) -> float:
+        """In [0, 1]; 0 where nothing was counted."""
+        return self._hits / max(self._hits + self._errors, 1)

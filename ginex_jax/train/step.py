@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Float32, Int32
@@ -30,7 +31,7 @@ Step = Callable[[TrainState, StepInputs, int, jax.Array], tuple[TrainState, Floa
 def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:
     """The keys of the first parameters and of dropout. Unlike `jax.random.key`, all 63 bits of the seed count."""
     words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-    first, dropout = jax.random.split(jax.random.wrap_key_data(words, impl="threefry2x32"))
+    first, dropout = jax.random.split(jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32"))
     return first, dropout
 
 

@@ -1,0 +1,123 @@
+"""What `ginex train` puts together: dataset, loader, model, evaluation, logs and checkpoints."""
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ginex_jax.checkpoint.record import RunIdentity
+from ginex_jax.checkpoint.run_folder import RunFolder, latest_record
+from ginex_jax.cli.interrupts import stopping_when
+from ginex_jax.cli.loaders import features_of, graph_of, open_loader
+from ginex_jax.cli.run_options import RunOptions
+from ginex_jax.inference.layerwise import infer
+from ginex_jax.models.construction import build_model
+from ginex_jax.store.dataset import Dataset
+from ginex_jax.store.manifest import content_digest
+from ginex_jax.train.evaluation import Score
+from ginex_jax.train.inputs import NodeArrays, check_labels
+from ginex_jax.train.loop import FitResult, Update, fit
+from ginex_jax.train.run_log import JsonLines, RunLog, SeveralLogs
+
+METRICS = {"single-label": "accuracy", "multi-label": "micro-F1"}
+
+
+class TrainingRun:
+    """One run of the command. Opening it reads labels, splits and what the loader needs, and checks that all fits together."""
+
+    def __init__(self, dataset: Dataset, path: Path, options: RunOptions) -> None:
+        """Raises ValueError where the dataset lacks something, or options are wrong."""
+        if dataset.labels is None:
+            raise ValueError(f"{dataset.path} has no labels: ingest it again with --labels")
+        self._dataset, self._options, self._labels = dataset, options, dataset.labels
+        self._task = "single-label" if self._labels.ndim == 1 else "multi-label"
+        self._config = options.training(self._task)
+        self._model_config = options.model_config(num_classes(self._labels))
+        self._model = build_model(self._model_config)
+        degrees = np.diff(dataset.graph.indptr) if self._model.needs_degrees else None
+        self._nodes = NodeArrays(self._labels, degrees)
+        check_labels(self._nodes, self._task, self._model_config.num_outputs)
+        self._features = features_of(dataset)
+        self._loader = open_loader(dataset, options, latest_record(path))
+        self.folder = RunFolder(
+            path,
+            RunIdentity(
+                dataset=content_digest(dataset.manifest),
+                model=self._model_config,
+                num_features=self._features.shape[1],
+                sampler=self._loader.sampler_state,
+                training=self._config.decisive,
+            ),
+        )
+
+    def fit(self, report: Callable[[Update], None], asked: Callable[[], bool]) -> FitResult:
+        """Trains to the end, or until `asked` says so."""
+        valid = self._dataset.valid
+        with contextlib.ExitStack() as stack:
+            logs: list[RunLog] = [stack.enter_context(JsonLines(self.folder.path / "log.jsonl"))]
+            if self._options.tensorboard:
+                from ginex_jax.train.tensorboard_log import TensorBoardLog
+
+                logs.append(stack.enter_context(TensorBoardLog(self.folder.path / "tensorboard")))
+            return fit(
+                self._model,
+                self._loader,
+                self._nodes,
+                self._config,
+                num_features=self._features.shape[1],
+                evaluate=None if valid is None else lambda params: self._score(params, valid, asked),
+                checkpoints=self.folder,
+                log=SeveralLogs(*logs),
+                report=report,
+                stop=asked,
+            )
+
+    def final_scores(self, params: Any, asked: Callable[[], bool]) -> dict[str, float | None]:
+        """On the validation and test nodes, None where there are none."""
+        splits = {"valid": self._dataset.valid, "test": self._dataset.test}
+        return {
+            name: None if nodes is None or len(nodes) == 0 else self._score(params, nodes, asked)
+            for name, nodes in splits.items()
+        }
+
+    def description(self) -> dict[str, Any]:
+        """For the report: what was trained on what."""
+        return {
+            "dataset": str(self._dataset.path),
+            "model": self._model_config.kind,
+            "task": self._task,
+            "metric": METRICS[self._task],
+            "epochs": self._config.epochs,
+            "steps_per_epoch": self._loader.steps_per_epoch,
+        }
+
+    def last_step(self) -> int:
+        """That of the last checkpoint."""
+        record = latest_record(self.folder.path)
+        return 0 if record is None else record.step
+
+    def _score(self, params: Any, nodes: np.ndarray, asked: Callable[[], bool]) -> float:
+        score, scratch = Score(), self.folder.path / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+        outputs = infer(
+            self._model,
+            params,
+            graph_of(self._dataset),
+            self._features,
+            memory_bytes=self._options.memory_bytes,
+            nodes=nodes,
+            scratch=scratch,
+            progress=stopping_when(asked),
+        )
+        for node_ids, rows in outputs:
+            score.add(rows, self._labels[node_ids])
+        shutil.rmtree(scratch, ignore_errors=True)
+        return score.value
+
+
+def num_classes(labels: np.ndarray) -> int:
+    """Outputs that a model of these labels needs."""
+    return max(int(labels.max(initial=-1)) + 1, 1) if labels.ndim == 1 else labels.shape[1]
