@@ -47,10 +47,7 @@ class BatchSource:
         if not -len(self) <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         batch = sampled(self._graph, self._nodes, self._config, self._epoch, index % len(self))
-        for shape in self._shapes:
-            if shape.holds(batch.shape):
-                return padded(batch, shape)
-        raise ValueError(f"batch {index} needs {batch.shape}, and none of the shapes holds it: run pilot on this graph")
+        return padded(batch, shape_for(batch.shape, self._shapes))
 
     def __iter__(self) -> Iterator[MiniBatch]:
         return (self[index] for index in range(len(self)))
@@ -73,3 +70,11 @@ def sampled(
         index=index,
         weighted=config.weighted,
     )
+
+
+def shape_for(needed: BatchShape, shapes: Sequence[BatchShape]) -> BatchShape:
+    """The first of `shapes` that holds a batch of the shape `needed`; ValueError where none does."""
+    for shape in shapes:
+        if shape.holds(needed):
+            return shape
+    raise ValueError(f"a batch needs {needed}, and none of the shapes holds it: run pilot on this graph")
