@@ -123,6 +123,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError(f"{file} is damaged: {error}") from error
 
 
+def content_digest(manifest: Manifest) -> str:
+    """A digest of what the arrays hold: the same for a copy, and for the same input ingested again, wherever it came from."""
+    arrays = {name: dataclasses.asdict(entry) for name, entry in manifest.arrays.items()}
+    return _digest({"num_nodes": manifest.num_nodes, "num_edges": manifest.num_edges, "arrays": arrays})
+
+
 def _parsed(document: dict[str, Any]) -> Manifest:
     fields = {name: value for name, value in document.items() if name not in ("format", "format_version", "arrays")}
     arrays = {

@@ -1,0 +1,276 @@
+"""The training loop: from any step to the end, and interrupted anywhere it goes on as if nothing had been."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from ginex_jax.models.initialization import initial_parameters
+from ginex_jax.pipeline.loading import LoadedBatch, Loader
+from ginex_jax.train.config import TrainConfig
+from ginex_jax.train.inputs import NodeArrays, step_inputs
+from ginex_jax.train.metrics import Tally
+from ginex_jax.train.run_log import RunLog, SeveralLogs
+from ginex_jax.train.step import Params, TrainState, compiled_step, initial_state, random_keys
+
+_SECONDS_BETWEEN = 10.0  # checkpoints at ends of epochs: epochs may take milliseconds
+
+
+@runtime_checkable
+class Checkpoints(Protocol):
+    """Where `fit` keeps its state: `ginex_jax.checkpoint.run_folder.RunFolder`."""
+
+    def restore(self, template: Any) -> Any: ...
+
+    def save(self, step: int, state: Any, progress: Mapping[str, Any]) -> None: ...
+
+    def save_best(self, step: int, params: Any, progress: Mapping[str, Any]) -> None: ...
+
+    def restore_best(self, template: Any) -> Any: ...
+
+
+@dataclasses.dataclass
+class RunProgress:
+    """What a run must remember besides its state. JSON holds it."""
+
+    step: int = 0
+    rows: int = 0  # since the last line of the log
+    misses: int = 0
+    best_score: float | None = None
+    best_step: int | None = None
+    evaluations_since: int = 0  # without a better one
+
+
+class Update(NamedTuple):
+    """What there is to say while training goes on."""
+
+    step: int
+    num_steps: int
+    loss: float | None  # of the last line of the log
+    rows_per_second: float | None
+    hit_rate: float | None
+    seconds_left: float | None
+
+
+class FitResult(NamedTuple):
+    """How training ended.
+
+    Attributes:
+      params: of the best evaluation, or the last ones where there was none; of the host's.
+      step: steps done.
+      best_score, best_step: of the best evaluation.
+      interrupted: it was asked to stop, and would have gone on.
+      stopped_early: patience ran out.
+    """
+
+    params: Params
+    step: int
+    best_score: float | None
+    best_step: int | None
+    interrupted: bool
+    stopped_early: bool
+
+
+def fit(
+    model: Any,
+    loader: Loader,
+    nodes: NodeArrays,
+    config: TrainConfig,
+    *,
+    num_features: int,
+    evaluate: Callable[[Params], float] | None = None,
+    checkpoints: Checkpoints | None = None,
+    log: RunLog | None = None,
+    report: Callable[[Update], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> FitResult:
+    """Trains from the last checkpoint, or from the beginning where there is none, to the end.
+
+    Bit-identical on one machine wherever and however often it was interrupted: batches and dropout are functions of the step, and a
+    checkpoint has everything else.
+
+    Args:
+      model: as `ginex_jax.models.build_model` makes it.
+      loader: of the training nodes.
+      nodes: labels, and in-degrees if the model needs them.
+      num_features: the width of the loader's features.
+      evaluate: called after every `config.eval_every` epochs; more is better.
+      checkpoints: where to restore from and save to; None keeps nothing.
+      log: gets a record every `config.log_every` steps and at ends of epochs, and one for each evaluation.
+      report: called after every step.
+      stop: asked after every step; once it says True, a checkpoint is written and the loop ends.
+
+    Raises:
+      ValueError: the checkpoint does not fit, the loss is no longer finite, or labels and model do not fit.
+      OSError: reading or writing failed. The last checkpoint is left as it was.
+    """
+    return _Loop(model, loader, nodes, config, num_features, evaluate, checkpoints, log, report, stop).run()
+
+
+class _Loop:
+    """Owns all that changes."""
+
+    def __init__(
+        self,
+        model: Any,
+        loader: Loader,
+        nodes: NodeArrays,
+        config: TrainConfig,
+        num_features: int,
+        evaluate: Callable[[Params], float] | None,
+        checkpoints: Checkpoints | None,
+        log: RunLog | None,
+        report: Callable[[Update], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> None:
+        self._loader, self._nodes, self._config = loader, nodes, config
+        self._evaluate = evaluate if config.eval_every else None
+        self._checkpoints, self._report, self._stop = checkpoints, report, stop
+        self._log = SeveralLogs() if log is None else log
+        self._step = compiled_step(model, config)
+        first = initial_parameters(model, num_features, random_keys(config.seed)[0])
+        self._state, self._progress = self._restored(initial_state(first, config))
+        self._num_steps = config.epochs * loader.steps_per_epoch
+        self._in_flight: tuple[LoadedBatch, jax.Array] | None = None
+        self._best: Params = None  # not yet written
+        self._best_known: Params = None
+        self._started = self._logged = self._saved = time.monotonic()
+        self._first_step = self._progress.step
+        self._update = Update(self._progress.step, self._num_steps, None, None, None, None)
+
+    def run(self) -> FitResult:
+        progress, interrupted = self._progress, False
+        self._log.restart(progress.step)
+        if progress.step == 0 and self._checkpoints is not None:
+            self._save()  # from here on it can be resumed
+        if progress.step < self._num_steps and not self._is_out_of_patience:
+            with self._loader.stream(progress.step, self._num_steps) as stream:
+                try:
+                    for loaded in stream:
+                        self._take(loaded)
+                        if self._is_over:
+                            break
+                        if interrupted := self._stop is not None and self._stop():
+                            break
+                finally:
+                    self._settle()  # before the stream takes the memory back that a step still reads
+            self._save()
+        scores = progress.best_score, progress.best_step
+        return FitResult(self._best_params(), progress.step, *scores, interrupted, self._is_out_of_patience)
+
+    def _take(self, loaded: LoadedBatch) -> None:
+        """One step, and what is due after it."""
+        progress, config = self._progress, self._config
+        state, loss = self._step(self._state, step_inputs(loaded, self._nodes), loaded.step)
+        self._settle()  # the step before; this one is under way
+        self._state, self._in_flight = state, (loaded, loss)
+        progress.step += 1
+        progress.rows += loaded.report.rows
+        progress.misses += loaded.report.misses
+        epoch, rest = divmod(progress.step, self._loader.steps_per_epoch)
+        if rest == 0 or progress.step % config.log_every == 0:
+            self._write_line(loaded.epoch)
+        if rest == 0 and self._evaluate is not None and (epoch % config.eval_every == 0 or epoch == config.epochs):
+            self._write_evaluation(loaded.epoch, self._evaluate)
+        is_due = rest == 0 and time.monotonic() - self._saved > _SECONDS_BETWEEN
+        if is_due or progress.step % config.checkpoint_every == 0:
+            self._save()
+        if self._report is not None:
+            self._report(self._updated())
+
+    def _settle(self) -> None:
+        """Waits for the step under way, and gives its batch back."""
+        if self._in_flight is None:
+            return
+        loaded, loss = self._in_flight
+        self._in_flight = None
+        loss.block_until_ready()
+        loaded.release()
+
+    def _write_line(self, epoch: int) -> None:
+        self._settle()
+        progress, metrics, now = self._progress, jax.device_get(self._state.metrics), time.monotonic()
+        if not np.isfinite(metrics.loss_sum):
+            raise ValueError(
+                f"the loss is {metrics.loss_sum} by step {progress.step}: lower the learning rate, or look for features that are not finite"
+            )
+        rate = progress.rows / max(now - self._logged, 1e-9)
+        hit_rate = 1 - progress.misses / max(progress.rows, 1)
+        self._log.write(
+            {
+                "kind": "step",
+                "step": progress.step,
+                "epoch": epoch,
+                "loss": metrics.loss,
+                "score": metrics.score,
+                "rows": progress.rows,
+                "misses": progress.misses,
+                "rows_per_second": rate,
+            }
+        )
+        self._update = self._update._replace(loss=metrics.loss, rows_per_second=rate, hit_rate=hit_rate)
+        self._state = self._state._replace(metrics=Tally.zero())
+        progress.rows, progress.misses, self._logged = 0, 0, now
+
+    def _write_evaluation(self, epoch: int, evaluate: Callable[[Params], float]) -> None:
+        progress, start = self._progress, time.monotonic()
+        score = float(evaluate(self._state.params))
+        is_best = progress.best_score is None or score > progress.best_score
+        if is_best:
+            progress.best_score, progress.best_step, progress.evaluations_since = score, progress.step, 0
+            self._best = self._best_known = on_host(self._state.params)
+        else:
+            progress.evaluations_since += 1
+        self._log.write(
+            {"kind": "evaluation", "step": progress.step, "epoch": epoch, "score": score, "is_best": is_best}
+        )
+        seconds = time.monotonic() - start
+        self._logged += seconds  # no part of training's rates
+        self._started += seconds
+
+    def _save(self) -> None:
+        if self._checkpoints is None:
+            return
+        self._settle()
+        progress = dataclasses.asdict(self._progress)
+        if self._best is not None and self._progress.best_step is not None:
+            self._checkpoints.save_best(self._progress.best_step, self._best, progress)
+            self._best = None
+        self._checkpoints.save(self._progress.step, jax.device_get(self._state), progress)
+        self._saved = time.monotonic()
+
+    def _best_params(self) -> Params:
+        if self._best_known is None and self._checkpoints is not None and self._progress.best_step is not None:
+            self._best_known = self._checkpoints.restore_best(self._state.params)  # found before this process began
+        return on_host(self._state.params) if self._best_known is None else self._best_known
+
+    def _updated(self) -> Update:
+        step = self._progress.step
+        seconds = (time.monotonic() - self._started) / (step - self._first_step)
+        return self._update._replace(step=step, seconds_left=seconds * (self._num_steps - step))
+
+    def _restored(self, state: TrainState) -> tuple[TrainState, RunProgress]:
+        restored = None if self._checkpoints is None else self._checkpoints.restore(state)
+        if restored is None:
+            return state, RunProgress()
+        try:
+            progress = RunProgress(**restored.progress)
+        except TypeError as error:
+            raise ValueError(f"the checkpoint's progress is damaged: {error}") from error
+        return jax.tree.map(jax.numpy.asarray, restored.state), dataclasses.replace(progress, step=restored.step)
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return 0 < self._config.patience <= self._progress.evaluations_since
+
+    @property
+    def _is_over(self) -> bool:
+        return self._is_out_of_patience or self._progress.step >= self._num_steps
+
+
+def on_host(params: Params) -> Params:
+    """A copy: on CPU what JAX hands out may be the memory that the next step writes over."""
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), params)
