@@ -52,9 +52,9 @@ class GATLayer(linen.Module):
         result = aggregate_attention(
             block,
             values,
-            jnp.sum(wide * of_source, axis=-1),
-            jnp.sum(wide[: block.num_destinations] * of_destination, axis=-1),
+            jnp.sum(wide * of_source[None], axis=-1),
+            jnp.sum(wide[: block.num_destinations] * of_destination[None], axis=-1),
         )
         result = result.reshape(len(result), -1) if self.concatenate else jnp.mean(result, axis=1)
         bias = self.param("bias", linen.initializers.zeros_init(), (result.shape[1],))
-        return result + bias.astype(result.dtype)
+        return result + bias[None].astype(result.dtype)

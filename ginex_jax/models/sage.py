@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen
 from jaxtyping import Array, Float, Float32
 
@@ -34,7 +35,7 @@ class SageLayer(linen.Module):
         self,
         block: Block | DegreeBlock,
         x: Float[Array, "sources inputs"],
-        node_data: Float32[Array, " sources"] | None,
+        node_data: Float32[Array | np.ndarray, " sources"] | None,
     ) -> Float[Array, "destinations outputs"]:
         if self.aggregator == "max":
             pooled = linen.relu(linen.Dense(x.shape[1], dtype=self.dtype, name="pool")(x))

@@ -42,10 +42,9 @@ def aggregate_attention(
         peaks = jnp.maximum(peaks, own)
     peaks = jax.lax.stop_gradient(jnp.where(jnp.isneginf(peaks), 0, peaks))
     shares = [jnp.exp(logit - peaks[owner][:, None]) for logit, owner in zip(logits, owners, strict=True)]
-    total = combined(block, [jnp.sum(share, axis=1) for share in shares], jnp.sum, 0.0)
-    result = combined(
-        block, [_row_means(table, values, share) for table, share in zip(tables, shares, strict=True)], jnp.sum, 0.0
-    )
+    row_sums = [_row_sums(table, values, share) for table, share in zip(tables, shares, strict=True)]
+    sums = combined(block, row_sums, jnp.sum, 0.0)
+    result, total = sums[:, :, :-1], sums[:, :, -1]
     if self_edge:
         share = jnp.exp(own - peaks)
         total, result = total + share, result + share[:, :, None] * values[: block.num_destinations]
@@ -96,9 +95,11 @@ def _row_logits(
     return jnp.where(jnp.asarray(table.mask)[:, :, None], logits, -jnp.inf)
 
 
-def _row_means(
+def _row_sums(
     table: DegreeTable, values: Float[Array, "sources heads features"], shares: Float32[Array, "rows width heads"]
-) -> Float32[Array, "rows heads features"]:
+) -> Float32[Array, "rows heads features_plus_one"]:
+    """Sums of the values by their shares; behind the last feature, that of the shares."""
     if table.entries.shape[0] == 0 or values.shape[0] == 0:
-        return jnp.zeros((table.entries.shape[0], *values.shape[1:]), jnp.float32)
-    return jnp.sum(shares[..., None] * values[jnp.asarray(table.entries)], axis=1)
+        return jnp.zeros((len(table.mask), values.shape[1], values.shape[2] + 1), jnp.float32)
+    total = jnp.sum(shares[..., None] * values[jnp.asarray(table.entries)], axis=1)
+    return jnp.concatenate([total, jnp.sum(shares, axis=1)[..., None]], axis=-1)
