@@ -1,5 +1,6 @@
 """The score of a model on the seeds of a loader's batches: exact with all neighbours, an estimate with sampled ones."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,7 @@ def batch_evaluator(model: Any, loader: Loader, nodes: NodeArrays, task: str) ->
     Accuracy or micro-averaged F1, see `ginex_jax.train.metrics.Tally`. Compiled once for each shape of batch.
     """
 
-    @jax.jit
-    def tally_of(sums: Tally, params: Params, inputs: StepInputs) -> Tally:
-        return added(sums, tally(seed_logits(model, params, inputs), inputs.targets, task))
+    tally_of = _compiled_tally(model, task)
 
     def evaluate(params: Params) -> float:
         sums = Tally.zero()
@@ -31,3 +30,11 @@ def batch_evaluator(model: Any, loader: Loader, nodes: NodeArrays, task: str) ->
         return sums.score
 
     return evaluate
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_tally(model: Any, task: str) -> Callable[[Tally, Params, StepInputs], Tally]:
+    def tally_of(sums: Tally, params: Params, inputs: StepInputs) -> Tally:
+        return added(sums, tally(seed_logits(model, params, inputs), inputs.targets, task))
+
+    return jax.jit(tally_of)

@@ -131,7 +131,8 @@ class _Loop:
         self._checkpoints, self._report, self._stop = checkpoints, report, stop
         self._log = SeveralLogs() if log is None else log
         self._step = compiled_step(model, config)
-        first = initial_parameters(model, num_features, random_keys(config.seed)[0])
+        first_key, self._dropout_key = random_keys(config.seed)
+        first = initial_parameters(model, num_features, first_key)
         self._state, self._progress = self._restored(initial_state(first, config))
         self._num_steps = config.epochs * loader.steps_per_epoch
         self._in_flight: tuple[LoadedBatch, jax.Array] | None = None
@@ -164,7 +165,7 @@ class _Loop:
     def _take(self, loaded: LoadedBatch) -> None:
         """One step, and what is due after it."""
         progress, config = self._progress, self._config
-        state, loss = self._step(self._state, step_inputs(loaded, self._nodes), loaded.step)
+        state, loss = self._step(self._state, step_inputs(loaded, self._nodes), loaded.step, self._dropout_key)
         self._settle()  # the step before; this one is under way
         self._state, self._in_flight = state, (loaded, loss)
         progress.step += 1

@@ -1,5 +1,6 @@
 """One training step, pure: loss, gradient, update. Importing this module imports jax."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ class TrainState(NamedTuple):
     metrics: Tally  # since the last line of the log
 
 
-Step = Callable[[TrainState, StepInputs, int], tuple[TrainState, Float32[Array, ""]]]
+Step = Callable[[TrainState, StepInputs, int, jax.Array], tuple[TrainState, Float32[Array, ""]]]
 
 
 def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -83,12 +84,20 @@ def train_step(
 
 
 def compiled_step(model: Any, config: TrainConfig) -> Step:
-    """`train_step`, compiled once for each shape of batch. It consumes the state that it is given: its arrays are dead afterwards."""
-    optimizer, key = make_optimizer(config), random_keys(config.seed)[1]
+    """`train_step` as `step(state, inputs, number, key)`, compiled once for each shape of batch and once for runs that differ by the seed.
+
+    It consumes the state that it is given: its arrays are dead afterwards.
+    """
+    return _compiled_step(model, config.task, config.learning_rate, config.weight_decay)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_step(model: Any, task: str, learning_rate: float, weight_decay: float) -> Step:
+    optimizer = make_optimizer(TrainConfig(learning_rate=learning_rate, weight_decay=weight_decay))
 
     def step_of(
-        state: TrainState, inputs: StepInputs, step: Int32[Array, ""] | int
+        state: TrainState, inputs: StepInputs, step: Int32[Array, ""] | int, key: jax.Array
     ) -> tuple[TrainState, Float32[Array, ""]]:
-        return train_step(state, inputs, step, model=model, optimizer=optimizer, task=config.task, key=key)
+        return train_step(state, inputs, step, model=model, optimizer=optimizer, task=task, key=key)
 
     return jax.jit(step_of, donate_argnums=0)

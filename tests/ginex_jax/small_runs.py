@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ginex_jax.checkpoint.record import RunIdentity
+from ginex_jax.checkpoint.run_folder import RunFolder
 from ginex_jax.features import ArrayFeatures
 from ginex_jax.graph import CSCGraph
 from ginex_jax.models.config import ModelConfig
@@ -59,3 +62,14 @@ def planted_loader(
 
 def training(**changes: Any) -> TrainConfig:
     return dataclasses.replace(TRAINING, **changes)
+
+
+def planted_run(path: Path, loader: MemoryLoader, config: TrainConfig, **changes: Any) -> RunFolder:
+    identity = {
+        "dataset": "planted",
+        "model": MODEL,
+        "num_features": WIDTH,
+        "sampler": loader.sampler_state,
+        "training": config.decisive,
+    }
+    return RunFolder(path, RunIdentity(**{**identity, **changes}))
