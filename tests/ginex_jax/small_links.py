@@ -16,10 +16,10 @@ NUM_NODES, NUM_COMMUNITIES, WIDTH = 400, 8, 8
 
 @functools.cache
 def communities() -> CSCGraph:
-    """Some 14 neighbours a node, nine of ten in its own community."""
+    """Some 12 neighbours a node, nearly all of its own community: no score tells them from uniform negatives with an AUC above 0.93."""
     rng = np.random.default_rng(1)
     community = np.arange(NUM_NODES) % NUM_COMMUNITIES
-    chance = np.where(community[:, None] == community, 0.25, 0.004)
+    chance = np.where(community[:, None] == community, 0.25, 0.001)
     upper = np.triu(rng.random(chance.shape) < chance, 1)
     targets, sources = np.nonzero(upper | upper.T)
     counts = np.bincount(targets, minlength=NUM_NODES)
