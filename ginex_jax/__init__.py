@@ -9,6 +9,10 @@ from ginex_jax.features import FeatureStore as FeatureStore
 from ginex_jax.features import ReadStats as ReadStats
 from ginex_jax.graph import CSCGraph as CSCGraph
 from ginex_jax.graph import Graph as Graph
+from ginex_jax.inference.layerwise import NodeOutputs as NodeOutputs
+from ginex_jax.inference.layerwise import infer as infer
+from ginex_jax.inference.output_files import accuracy as accuracy
+from ginex_jax.inference.output_files import write_outputs as write_outputs
 from ginex_jax.ingest.dataset_build import IngestOptions as IngestOptions
 from ginex_jax.ingest.dataset_build import build_dataset as build_dataset
 from ginex_jax.ingest.rmat_dataset import RmatOptions as RmatOptions
