@@ -95,10 +95,17 @@ def _reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             _messages.print("interrupted", markup=False)
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output has gone: nobody is left to tell
-            raise typer.Exit(1) from None
-        except (ValueError, OSError) as error:
+        except Exception as error:
+            if (
+                _interrupts
+            ):  # compiled code, and modules while they are imported, turn an interrupt into errors of their own
+                _messages.print("interrupted", markup=False)
+                raise typer.Exit(INTERRUPTED) from None
+            if isinstance(error, BrokenPipeError):
+                sys.stderr.close()  # the reader of our output has gone: nobody is left to tell
+                raise typer.Exit(1) from None
+            if not isinstance(error, ValueError | OSError):
+                raise
             _messages.print(f"error: {_one_line(error)}", markup=False)
             raise typer.Exit(USER_ERROR) from error
 

@@ -141,7 +141,10 @@ def destination(
 
 
 def require_within(numbers: Integer[np.ndarray, " numbers"], stop: int, what: str) -> None:
-    """Raises ValueError, with the first offender, unless all numbers are in [0, stop)."""
+    """Raises ValueError, with the first offender, unless it is a vector of integers in [0, stop)."""
+    if not isinstance(numbers, np.ndarray) or numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        kind = f"{numbers.dtype} {list(numbers.shape)}" if isinstance(numbers, np.ndarray) else type(numbers).__name__
+        raise ValueError(f"{what} should be an array of integers with one axis, got {kind}")
     if len(numbers) and (numbers.min() < 0 or numbers.max() >= stop):
         first = int(np.flatnonzero((numbers < 0) | (numbers >= stop))[0])
         raise ValueError(f"{what} should be in [0, {stop}), got {numbers[first]} at {first}")

@@ -6,42 +6,21 @@ order in which numbers are asked for, nor on threads or processes. Importing thi
 """
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from jaxtyping import Int64
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ginex_jax.compilation import compiled, inlined
+
 GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58_476D_1CE4_E5B9), np.uint64(0x94D0_49BB_1331_11EB)
 _0, _1, _11, _27, _30, _31 = (np.uint64(number) for number in (0, 1, 11, 27, 30, 31))
 _ORDER = 2**64 - 1  # in the place of a batch: the order of an epoch
 _NUM_ROUNDS = 8
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """`numba.njit` with IEEE arithmetic and without the lock, kept on disk between runs where numba finds a folder it may write to.
-
-    It compiles again when the file of the function changed; after a change of what it calls in another file, touch its file.
-    """
-    return _compiled(function)
-
-
-def inlined(function: Callable[..., Any]) -> Any:
-    """As `compiled`, for small functions that are copied to where they are called."""
-    return _compiled(function, forceinline=True)
-
-
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    source = inspect.unwrap(function)  # a type checker may have wrapped it
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy", **options)(source)
-    except RuntimeError:  # there is no such folder
-        return numba.njit(nogil=True, error_model="numpy", **options)(source)
 
 
 def _product(typing_context: Any, a: Any, b: Any) -> Any:

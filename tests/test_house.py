@@ -39,6 +39,7 @@ ROOMS = {
         "cli",
     ),
     "ginex_jax": (
+        "compilation",
         "random_numbers",
         "graph",
         "features",
@@ -46,11 +47,13 @@ ROOMS = {
         "sampling",
         "store",
         "ingest",
+        "belady",
+        "gather",
         "pipeline",
         "models",
         "checkpoint",
-        "train",
         "inference",
+        "train",
         "cli",
     ),
 }

@@ -60,7 +60,7 @@ def ingest(
     ogb: Annotated[Path | None, typer.Option(help="An extracted OGB node-property folder.")] = None,
     planetoid: Annotated[Path | None, typer.Option(help="A folder with Planetoid's ind.NAME.* files.")] = None,
     sparse: Annotated[
-        Path | None, typer.Option(help="A sparse matrix saved by SciPy; [i, j] is an edge i -> j.")
+        Path | None, typer.Option(help="A sparse matrix saved by SciPy; entry (i, j) is an edge i -> j.")
     ] = None,
     source_column: Annotated[str, typer.Option(help="Column that edges start from.")] = "src",
     target_column: Annotated[str, typer.Option(help="Column that edges point to.")] = "dst",
@@ -122,7 +122,9 @@ def ingest(
     with progress_reports(messages) as progress:
         report = build_dataset(out, source, options, progress=progress)
     if report.skipped_rows:
-        messages.print(f"note: {report.skipped_rows:,} bad rows were left out", markup=False)
+        messages.print(
+            f"note: {report.skipped_rows:,} bad rows: edges left out, features made zero, labels missing", markup=False
+        )
     messages.print(f"wrote {out}: {report.num_nodes:,} nodes, {report.num_edges:,} edges", markup=False)
 
 

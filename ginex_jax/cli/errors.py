@@ -9,6 +9,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from ginex_jax.cli.interrupts import was_interrupted
+
 USER_ERROR = 2
 INTERRUPTED = 130
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -21,27 +23,30 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except KeyboardInterrupt:
-            messages.print("interrupted: nothing was written", markup=False)
-            raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output has gone: nobody is left to tell
-            raise typer.Exit(1) from None
-        except (ValueError, OSError) as error:
-            messages.print(f"error: {_one_line(error)}", markup=False)
-            raise typer.Exit(USER_ERROR) from error
-        except ModuleNotFoundError as error:
-            if error.name != "pyarrow":
+        except BaseException as error:
+            # Compiled code, and modules while they are imported, turn an interrupt into errors of their own.
+            if isinstance(error, KeyboardInterrupt) or was_interrupted():
+                messages.print("interrupted: nothing was written", markup=False)
+                raise typer.Exit(INTERRUPTED) from None
+            if isinstance(error, BrokenPipeError):
+                sys.stderr.close()  # the reader of our output has gone: nobody is left to tell
+                raise typer.Exit(1) from None
+            if (line := _one_line(error)) is None:
                 raise
-            messages.print("error: this needs pyarrow: pip install 'bandwise[ingest]'", markup=False)
+            messages.print(f"error: {line}", markup=False)
             raise typer.Exit(USER_ERROR) from error
 
     return wrapped
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str | None:
+    """What a user can mend, in a line; None for anything else."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "pyarrow":
+        return "this needs pyarrow: pip install 'bandwise[ingest]'"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full, and nothing was left on it: make room and run it again"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ValueError | OSError):
+        return " ".join(str(error).split()) or type(error).__name__
+    return None

@@ -14,6 +14,11 @@ def remember_interrupts() -> None:
     sys.unraisablehook = _quiet_about_interrupts
 
 
+def was_interrupted() -> bool:
+    """Whether Ctrl-C was pressed, also if no exception came of it."""
+    return bool(_interrupts)
+
+
 def stopping_when_interrupted(report: Report) -> Report:
     """The report of progress that raises KeyboardInterrupt if one got lost."""
 

@@ -44,7 +44,7 @@ def read_csr(path: Path) -> CsrMatrix:
     state = matrix.state
     shape = state.get("_shape", state.get("shape"))
     if not (isinstance(shape, tuple) and len(shape) == 2 and all(type(size) is int and size >= 0 for size in shape)):
-        raise ValueError(f"{path} is damaged: its shape is {shape!s:.80}")
+        raise ValueError(f"{path} is damaged: its shape should be two sizes")
     indptr, indices, data = (_array(state.get(name), path) for name in ("indptr", "indices", "data"))
     if not all(a.ndim == 1 for a in (indptr, indices, data)) or indptr.dtype.kind != "i" or indices.dtype.kind != "i":
         raise ValueError(f"{path} is damaged: indptr, indices and data should be vectors, the first two of integers")
@@ -67,9 +67,8 @@ def read_neighbors(path: Path) -> dict[int, list[int]]:
         raise ValueError(f"{path} should be a pickled dictionary of lists, got {_described(graph)}")
     for node, neighbors in graph.items():
         if type(node) is not int or type(neighbors) is not list or not all(type(v) is int for v in neighbors):
-            raise ValueError(
-                f"{path}: node {node!s:.40} should be a number with a list of numbers, got {neighbors!s:.60}"
-            )
+            name = f"node {node}" if type(node) is int else f"a node that is {_described(node)}"
+            raise ValueError(f"{path}: {name} should be a number with a list of numbers, got {_contents(neighbors)}")
     return dict(graph)
 
 
@@ -85,12 +84,12 @@ class _Dtype(metaclass=_Sealed):
 
     def __init__(self, name: object, *_: object) -> None:
         if name not in _TYPES:
-            raise pickle.UnpicklingError(f"it has an array of {name!s:.40}, and plain numbers are allowed")
+            raise pickle.UnpicklingError(f"it has an array of {_shown(name)}, and plain numbers are allowed")
         self.name, self.order = str(name), "<"
 
     def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError(f"it has byte order {state[1]!s:.40}")
+            raise pickle.UnpicklingError(f"it has byte order {_shown(state[1])}")
         self.order = state[1]
 
 
@@ -105,7 +104,7 @@ class _Array(metaclass=_Sealed):
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, data = state
         if not isinstance(dtype, _Dtype) or not all(type(size) is int and size >= 0 for size in shape):
-            raise pickle.UnpicklingError(f"it has an array of shape {shape!s:.80}")
+            raise pickle.UnpicklingError("it has an array whose shape or type is none")
         data = data.encode("latin-1") if isinstance(data, str) else data  # Python 2 had one type for both
         numpy_dtype = np.dtype(dtype.order + dtype.name)
         if type(data) is not bytes or len(data) != math.prod(shape) * numpy_dtype.itemsize:
@@ -171,4 +170,15 @@ def _array(value: Any, path: Path) -> Shaped[np.ndarray, "..."]:
 
 
 def _described(value: object) -> str:
+    """The kind of a value. Values themselves are not shown: a few hundred bytes build lists that take forever to write out."""
     return {"_Array": "an array", "_Csr": "a csr_matrix"}.get(type(value).__name__, type(value).__name__)
+
+
+def _shown(value: object) -> str:
+    return f"{value!r:.40}" if type(value) is str else _described(value)
+
+
+def _contents(neighbors: object) -> str:
+    if type(neighbors) is not list:
+        return _described(neighbors)
+    return f"list of {', '.join(sorted({_described(value) for value in neighbors})) or 'nothing'}"

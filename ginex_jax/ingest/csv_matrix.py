@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
+from ginex_jax.ingest.row_numbers import nth_row
+
 _READ_BYTES = 4 << 20  # pieces of text that are parsed at once; no line is longer
 _SHOWN = 60
+_LINE_END = b"\r\n"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class CsvMatrix:
@@ -26,7 +30,8 @@ class CsvMatrix:
     def __init__(self, path: Path, *, dtype: type[np.generic], num_rows: int | None = None) -> None:
         self._path, self.name, self.dtype = path, str(path), np.dtype(dtype)
         with opened_text(path) as stream:
-            line = stream.readline(_READ_BYTES)
+            while (line := stream.readline(_READ_BYTES)) and not line.strip(_LINE_END):
+                pass
         self.width: int = line.count(b",") + 1
         self.num_rows: int = num_lines(path) if num_rows is None else num_rows
 
@@ -76,18 +81,17 @@ class CsvMatrix:
         """Reads again from the beginning for the first row that is at fault: the parser does not always say which."""
         parse = int if self.dtype.kind == "i" else float
         with opened_text(self._path) as stream:
-            row = 0
-            while line := stream.readline(_READ_BYTES):
-                fields = line.strip().split(b",")
-                if line.strip() and len(fields) != self.width:
-                    return f"{self.name} row {row}: {len(fields)} values, and row 0 has {self.width}"
-                for column, field in enumerate(fields if line.strip() else []):
+            rows = (line for line in iter(lambda: stream.readline(_READ_BYTES), b"") if line.strip(_LINE_END))
+            for row, line in enumerate(rows):
+                fields = line.removeprefix(BYTE_ORDER_MARK).strip().split(b",")
+                if len(fields) != self.width:
+                    return f"{self.name} {nth_row(row)}: {len(fields)} values, and the first row has {self.width}"
+                for column, field in enumerate(fields):
                     try:
                         parse(field or b"nan")
                     except ValueError:
-                        shown = field[:_SHOWN].decode(errors="replace")
-                        return f"{self.name} row {row}: {shown!r} in column {column} is not a number"
-                row += bool(line.strip())
+                        shown, whole = field[:_SHOWN].decode(errors="replace"), "whole " * (self.dtype.kind == "i")
+                        return f"{self.name} {nth_row(row)}: {shown!r} in column {column} is not a {whole}number"
         return f"{self.name}: {error}"
 
 
@@ -96,7 +100,7 @@ def num_lines(path: Path) -> int:
     with opened_text(path) as stream:
         count = 0
         while line := stream.readline(_READ_BYTES):
-            count += bool(line.strip())
+            count += bool(line.strip(_LINE_END))
     return count
 
 

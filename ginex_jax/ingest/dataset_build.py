@@ -6,7 +6,7 @@ import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -15,8 +15,9 @@ from ginex_jax.ingest.assembly import Assembly, Progress, pieces, rows_per_block
 from ginex_jax.ingest.csc import disk_bytes, write_csc
 from ginex_jax.ingest.edge_blocks import EdgeBlock, clean, self_loops, with_reverse, without_self_loops
 from ginex_jax.ingest.edge_sorter import EdgeSorter, SortedEdges, without_duplicates
+from ginex_jax.ingest.graph_source import MatrixSource
 from ginex_jax.ingest.id_mapping import IdMapping, build_mapping
-from ginex_jax.ingest.labels import label_blocks, label_dtype
+from ginex_jax.ingest.labels import label_blocks, label_dtype, require_distinct_ids
 from ginex_jax.ingest.node_files import feature_blocks
 from ginex_jax.ingest.node_order import inverse
 from ginex_jax.ingest.renumbering import order_of, renumbered
@@ -51,8 +52,8 @@ class IngestOptions:
     memory_bytes: int = 2 << 30
     undirected: bool = False
     drop_duplicates: bool = False
-    self_loops: Literal["keep", "drop", "add"] = "keep"
-    reorder: Literal["degree", "bfs"] | None = None
+    self_loops: str = "keep"
+    reorder: str | None = None
     skip_bad_rows: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +63,10 @@ class IngestOptions:
             raise ValueError("with mapped ids the number of nodes is how many there are: leave it out")
         if self.feature_dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"feature dtype should be float32, float16 or bfloat16, got {self.feature_dtype}")
+        if self.self_loops not in ("keep", "drop", "add"):
+            raise ValueError(f"self loops can be kept, dropped or added: keep, drop or add, got {self.self_loops!r}")
+        if self.reorder not in (None, "degree", "bfs"):
+            raise ValueError(f"nodes can be reordered by degree or bfs, got {self.reorder!r}")
         if self.memory_bytes < 32 << 20:
             raise ValueError(f"at least 32 MiB of memory are needed, got {self.memory_bytes:,} bytes")
 
@@ -74,7 +79,7 @@ class IngestReport(NamedTuple):
     skipped_rows: int
 
 
-def build_dataset(out: Path, source: Source, options: IngestOptions, *, progress: Progress) -> IngestReport:
+def build_dataset(out: str | Path, source: Source, options: IngestOptions, *, progress: Progress) -> IngestReport:
     """Writes the dataset `out`, whole or not at all.
 
     Peak memory is `options.memory_bytes` beside the libraries, and 24 bytes a node where nodes are reordered or ids mapped.
@@ -84,6 +89,7 @@ def build_dataset(out: Path, source: Source, options: IngestOptions, *, progress
       ValueError: the input is bad; file, row and value are named.
       OSError: a file cannot be read, or the disk is too small.
     """
+    out = Path(out)
     require_free(out)
     require_room(out, _disk_bytes(source, options))
     with published(out) as folder, Assembly(folder, progress) as assembly:
@@ -109,6 +115,8 @@ class _Build:
         sorter = self._sorted_edges(num_nodes)
         num_nodes = num_nodes if num_nodes is not None else sorter.max_id + 1
         _require_nodes(num_nodes)
+        written = disk_bytes(sorter.num_edges, num_nodes, weighted=self.source.weighted, num_edges_known=True)
+        require_room(self.assembly.folder.parent, written - sorter.spilled_bytes)  # a single large id makes many nodes
         order = self._write_graph(sorter, num_nodes)
         self._write_node_data(num_nodes, order)
         manifest = self._finish(num_nodes, order)
@@ -128,6 +136,8 @@ class _Build:
 
     def _require_rows(self, num_nodes: int) -> None:
         for what, matrix in (("features", self.source.features), ("labels", self.source.labels)):
+            if matrix is not None and matrix.num_rows == 0:
+                raise ValueError(f"{what} {matrix.name} has no rows")
             if matrix is not None and matrix.num_rows != num_nodes:
                 raise ValueError(f"{what} {matrix.name} has {matrix.num_rows} rows, and there are {num_nodes} nodes")
 
@@ -194,31 +204,37 @@ class _Build:
     def _write_node_data(self, num_nodes: int, order: Int64[np.ndarray, " nodes"] | None) -> None:
         source = self.source
         if source.features is not None:
-            self._write_features(self._rows(source.feature_ids(), num_nodes, order))
+            self._write_features(self._rows(source.features, source.feature_ids(), num_nodes, order))
         if source.labels is not None:
-            rows = self._rows(source.label_ids(), num_nodes, order)
-            self._write_labels(rows)
+            self._write_labels(self._rows(source.labels, source.label_ids(), num_nodes, order))
         renamed = None if order is None else inverse(order)
         for name, read in source.splits.items():
-            ids = read(num_nodes) if self.mapping is None else self.mapping.numbers_of(read(None))
+            ids = (
+                read(num_nodes)
+                if self.mapping is None
+                else self._numbers(read(None), num_nodes, str(source.provenance.get(name, name)))
+            )
             if renamed is not None:
                 ids = renamed[ids]
             self.assembly.write(name, ids.shape, np.dtype(np.int64), pieces(ids))
 
+    def _numbers(self, ids: Shaped[np.ndarray, " ids"], num_nodes: int, name: str) -> Int64[np.ndarray, " ids"]:
+        """Which nodes these ids are, no two of them the same."""
+        numbers = ids if self.mapping is None else self.mapping.numbers_of(ids, name)
+        require_distinct_ids(numbers, num_nodes, name)
+        return numbers
+
     def _rows(
         self,
+        matrix: MatrixSource,
         ids: Shaped[np.ndarray, " rows"] | None,
         num_nodes: int,
         order: Int64[np.ndarray, " nodes"] | None,
     ) -> Int64[np.ndarray, " nodes"] | None:
         """Which row of a file belongs to node v; None if it is row v."""
-        if ids is None or self.mapping is None:
+        if ids is None:
             return order
-        numbers = self.mapping.numbers_of(ids)
-        rows = np.full(num_nodes, -1)
-        rows[numbers] = np.arange(len(numbers))
-        if (missing := np.flatnonzero(rows < 0)).size:
-            raise ValueError(f"node {self.mapping.ids[missing[0]]} has no row among the features or labels with ids")
+        rows = inverse(self._numbers(ids, num_nodes, matrix.name))  # as many as nodes, and distinct: all of them
         return rows if order is None else rows[order]
 
     def _write_features(self, rows: Int64[np.ndarray, " nodes"] | None) -> None:
@@ -286,9 +302,10 @@ def _require_nodes(num_nodes: int) -> None:
 
 
 def _disk_bytes(source: Source, options: IngestOptions) -> int:
-    """At the peak; without the edges where counting them means reading them."""
+    """At the peak; edges that are not counted before they are read are guessed."""
     num_nodes = options.num_nodes or source.num_nodes or 0
-    num_edges = (source.num_edges or 0) * (2 if options.undirected else 1)
+    known = source.num_edges if source.num_edges is not None else source.guessed_edges
+    num_edges = known * (2 if options.undirected else 1)
     graph = disk_bytes(num_edges, num_nodes, weighted=source.weighted, num_edges_known=not options.drop_duplicates)
     is_moved = options.reorder is not None or options.map_ids  # by way of a copy
     features = 0

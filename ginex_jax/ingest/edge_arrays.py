@@ -45,13 +45,9 @@ def read(path: Path, columns: EdgeColumns, edges_per_block: int) -> Iterator[Raw
         first_row += len(sources)
 
 
-def count(path: Path, source_column: str) -> int:
-    """Edges of the file, as its headers say."""
-    if path.suffix.lower() == ".npy":
-        return _num_edges([_opened_array(path, None)])
-    is_column = source_column in member_names(path)
-    array = _opened_array(path, source_column if is_column else EDGE_INDEX)
-    return array.header.shape[0] if is_column else _num_edges([array])
+def count(path: Path, columns: EdgeColumns) -> int:
+    """Edges of the file, as its headers say. Raises as `read`."""
+    return _num_edges(_arrays(path, columns._replace(weight=None))[0])
 
 
 def _arrays(path: Path, columns: EdgeColumns) -> tuple[list[_Array], _Array | None]:

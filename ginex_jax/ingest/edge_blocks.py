@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer, Shaped
 
+from ginex_jax.ingest.row_numbers import nth_row
 from ginex_jax.ingest.text_numbers import parsed
 
 MAX_NODES = 1 << 32
@@ -43,6 +44,7 @@ class RawEdgeBlock(NamedTuple):
     path: str
     first_row: int
     bad_rows: tuple[BadRow, ...] = ()
+    originals: tuple[Any, Any] | None = None  # sources and targets before they were mapped, for messages
 
     def row_of(self, index: int) -> int:
         """In which row of the file edge `index` of this block stands."""
@@ -173,7 +175,9 @@ def shown(column: Any, index: int) -> str:
     """A value as a message shows it."""
     value = column[index]
     value = value.as_py() if hasattr(value, "as_py") else value.item() if isinstance(value, np.generic) else value
-    return "missing" if value is None else f"{value!r:.{_SHOWN}}"
+    if isinstance(value, str) and len(value) > _SHOWN:
+        value = f"{value[:_SHOWN]}..."
+    return "missing" if value is None else repr(value)
 
 
 def _node_ids(column: Any, stop: int) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"] | None]:
@@ -211,10 +215,11 @@ def _interleaved(
 
 def _complaint(block: RawEdgeBlock, masks: tuple[Bool[np.ndarray, " rows"] | None, ...], stop: int) -> str:
     """About the first bad row, and in it the first bad column."""
-    wanted = f"a whole number from 0 to {stop - 1}"
+    sources, targets = block.originals or (block.sources, block.targets)
+    wanted = f"a whole number from 0 to {stop - 1}" if block.originals is None else "a whole number, or text"
     columns = (
-        ("source", block.sources, wanted),
-        ("target", block.targets, wanted),
+        ("source", sources, wanted),
+        ("target", targets, wanted),
         ("weight", block.weights, "finite in float32 and at least 0"),
     )
     complaints = [(bad.row, f"value {bad.text!r:.{_SHOWN}}: {bad.reason}") for bad in block.bad_rows[:1]]
@@ -226,7 +231,7 @@ def _complaint(block: RawEdgeBlock, masks: tuple[Bool[np.ndarray, " rows"] | Non
                 (block.row_of(index), f"value {what} of {name}: it should be {reason}{_hint(name, what)}")
             )
     row, text = min(complaints, key=lambda complaint: complaint[0])
-    return f"{block.path} row {row}: {text}"
+    return f"{block.path} {nth_row(row - 1)}: {text}"
 
 
 def _hint(name: str, what: str) -> str:

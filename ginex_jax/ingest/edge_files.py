@@ -46,7 +46,7 @@ def read_edges(
                 yield from edge_text.read(path, columns, edges_per_block)
 
 
-def count_edges(paths: Sequence[Path], *, source_column: str = "src") -> int | None:
+def count_edges(paths: Sequence[Path], *, source_column: str = "src", target_column: str = "dst") -> int | None:
     """How many edges the files say they have; None if they would have to be read for that."""
     total = 0
     for path in files(paths):
@@ -54,10 +54,15 @@ def count_edges(paths: Sequence[Path], *, source_column: str = "src") -> int | N
             case "parquet":
                 total += edge_parquet.count(path)
             case "arrays":
-                total += edge_arrays.count(path, source_column)
+                total += edge_arrays.count(path, EdgeColumns(source_column, target_column))
             case _:
                 return None
     return total
+
+
+def guess_edges(paths: Sequence[Path]) -> int:
+    """About how many rows the files of text among these have."""
+    return sum(edge_text.guess(path) for path in files(paths) if _format(path) == "text")
 
 
 def files(paths: Sequence[Path]) -> list[Path]:

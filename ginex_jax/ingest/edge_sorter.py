@@ -14,16 +14,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64, Integer, UInt64
 
-from ginex_jax.random_numbers import compiled
+from ginex_jax.ingest.edge_spill import EDGES_AT_ONCE, SpilledEdges, SpillFolder, pieces, remove, split_evenly
+from ginex_jax.ingest.radix_sort import sorted_with_weights
 
 Progress = Callable[[str, int, int], None]
 
 _KEY_BITS = 64  # target << 32 | source
 _FIRST_BITS = 12  # a file for 2^20 targets
 _NEXT_BITS = 8
-_EDGES_AT_ONCE = 1 << 20
 _BYTES_PER_EDGE = 8  # while sorting
-_BYTES_PER_WEIGHTED_EDGE = 40
+_BYTES_PER_WEIGHTED_EDGE = 24
 _AHEAD = 2  # files that are sorted while another one is read
 _LEAST_BYTES = 1 << 20
 
@@ -34,14 +34,6 @@ class SortedEdges(NamedTuple):
     targets: Int64[np.ndarray, " edges"]
     sources: Int64[np.ndarray, " edges"]
     weights: Float32[np.ndarray, " edges"] | None
-
-
-class _Spilled(NamedTuple):
-    """A file of edges whose keys agree in all but the last `bits` bits."""
-
-    path: Path
-    bits: int
-    num_edges: int
 
 
 class EdgeSorter:
@@ -63,10 +55,10 @@ class EdgeSorter:
         self._memory_bytes = max(memory_bytes, _LEAST_BYTES)
         self._weighted = weighted
         self._progress = progress
-        self._files = _SpillFolder(folder, _KEY_BITS, _FIRST_BITS, self._memory_bytes // 2, weighted)
+        self._files = SpillFolder(folder, _KEY_BITS, _FIRST_BITS, self._memory_bytes // 2, weighted)
         # Filled before it is partitioned: of a small piece, every file would get a handful, which costs more to hold than it is.
-        self._keys = np.empty(_EDGES_AT_ONCE, np.uint64)
-        self._weights = np.empty(_EDGES_AT_ONCE, np.float32) if weighted else None
+        self._keys = np.empty(EDGES_AT_ONCE, np.uint64)
+        self._weights = np.empty(EDGES_AT_ONCE, np.float32) if weighted else None
         self._num_waiting = 0
         self._num_edges = 0
         self._max_id = -1
@@ -75,6 +67,11 @@ class EdgeSorter:
     def num_edges(self) -> int:
         """Edges so far."""
         return self._num_edges
+
+    @property
+    def spilled_bytes(self) -> int:
+        """What edges take of the disk once all are spilled."""
+        return self._num_edges * (12 if self._weighted else 8)
 
     @property
     def max_id(self) -> int:
@@ -139,12 +136,12 @@ class EdgeSorter:
         self._keys, self._weights = np.empty(0, np.uint64), None
         done = 0
         for keys, weights in self._sorted_files():
-            for start in range(0, len(keys), _EDGES_AT_ONCE):
-                piece = keys[start : start + _EDGES_AT_ONCE]
+            for start in range(0, len(keys), EDGES_AT_ONCE):
+                piece = keys[start : start + EDGES_AT_ONCE]
                 yield SortedEdges(
                     (piece >> np.uint64(32)).astype(np.int64),
                     (piece & np.uint64(0xFFFF_FFFF)).astype(np.int64),
-                    None if weights is None else weights[start : start + _EDGES_AT_ONCE],
+                    None if weights is None else weights[start : start + EDGES_AT_ONCE],
                 )
                 done += len(piece)
                 if self._progress is not None:
@@ -165,7 +162,7 @@ class EdgeSorter:
                 for future in waiting:
                     future.cancel()
 
-    def _small_files(self) -> Iterator[_Spilled]:
+    def _small_files(self) -> Iterator[SpilledEdges]:
         """Files that can be sorted in memory, in the order of their keys; larger ones are split on the way."""
         per_edge = _BYTES_PER_WEIGHTED_EDGE if self._weighted else _BYTES_PER_EDGE
         most_edges = max(1, self._memory_bytes // (per_edge * (_AHEAD + 3)))
@@ -177,145 +174,35 @@ class EdgeSorter:
             elif file.num_edges <= most_edges:
                 yield file
             elif file.bits == 0:
-                yield from _split_evenly(file, most_edges, self._weighted)
+                yield from split_evenly(file, most_edges, self._weighted)
             else:
                 stack.append(iter(self._split(file)))
 
-    def _split(self, file: _Spilled) -> list[_Spilled]:
+    def _split(self, file: SpilledEdges) -> list[SpilledEdges]:
         bits = min(_NEXT_BITS, file.bits)
         folder = file.path.with_suffix(".parts")
         # The files that are being sorted meanwhile have taken the rest.
-        parts = _SpillFolder(folder, file.bits, bits, self._memory_bytes // (_AHEAD + 2), self._weighted)
-        for keys, weights in _pieces(file, self._weighted):
+        parts = SpillFolder(folder, file.bits, bits, self._memory_bytes // (_AHEAD + 2), self._weighted)
+        for keys, weights in pieces(file, self._weighted):
             parts.append(keys, weights)
-        _remove(file.path)
+        remove(file.path)
         return parts.closed()
 
 
-class _SpillFolder:
-    """Edges in files by `split` bits of their keys, the highest of the last `bits`; buffered, in the order they came."""
-
-    def __init__(self, folder: Path, bits: int, split: int, memory_bytes: int, weighted: bool) -> None:
-        folder.mkdir(parents=True)
-        self._folder, self._bits, self._split = folder, bits, split
-        self._memory_bytes = memory_bytes
-        self._weighted = weighted
-        self._counts = np.zeros(1 << split, np.int64)
-        self._buffers: dict[int, list[tuple[np.ndarray, np.ndarray | None]]] = {}
-        self._buffered_bytes = 0
-
-    def append(self, keys: UInt64[np.ndarray, " edges"], weights: Float32[np.ndarray, " edges"] | None) -> None:
-        shift = np.uint64(self._bits - self._split)
-        mask = np.uint64((1 << self._split) - 1)
-        ordered = np.empty_like(keys)
-        ordered_weights = None if weights is None else np.empty_like(weights)
-        starts = _partition(keys, _NO_WEIGHTS if weights is None else weights, shift, mask, ordered,
-                            _NO_WEIGHTS if ordered_weights is None else ordered_weights)  # fmt: skip
-        for bucket in np.flatnonzero(np.diff(starts)).tolist():
-            part = slice(starts[bucket], starts[bucket + 1])
-            self._buffers.setdefault(bucket, []).append(
-                (ordered[part], None if ordered_weights is None else ordered_weights[part])
-            )
-        self._counts += np.diff(starts)
-        self._buffered_bytes += ordered.nbytes + (0 if ordered_weights is None else ordered_weights.nbytes)
-        if self._buffered_bytes >= self._memory_bytes:
-            self._flush()
-
-    def closed(self) -> list[_Spilled]:
-        """The files, in the order of their keys."""
-        self._flush()
-        return [
-            _Spilled(self._path(bucket), self._bits - self._split, int(self._counts[bucket]))
-            for bucket in np.flatnonzero(self._counts).tolist()
-        ]
-
-    def _flush(self) -> None:
-        for bucket, parts in self._buffers.items():
-            with self._path(bucket).open("ab") as stream:
-                for keys, _ in parts:
-                    stream.write(keys.data)
-            if self._weighted:
-                with _weights_path(self._path(bucket)).open("ab") as stream:
-                    for _, weights in parts:
-                        assert weights is not None
-                        stream.write(weights.data)
-        self._buffers.clear()
-        self._buffered_bytes = 0
-
-    def _path(self, bucket: int) -> Path:
-        return self._folder / str(bucket)
-
-
-_NO_WEIGHTS = np.empty(0, np.float32)
-
-
-@compiled
-def _partition(keys, weights, shift, mask, ordered, ordered_weights):
-    """Puts keys, and weights where there are any, in the order of their buckets; returns where each bucket starts."""
-    starts = np.zeros(np.int64(mask) + 2, np.int64)
-    for key in keys:
-        starts[np.int64((key >> shift) & mask) + 1] += 1
-    for bucket in range(len(starts) - 1):
-        starts[bucket + 1] += starts[bucket]
-    places = starts[:-1].copy()
-    for i in range(len(keys)):
-        bucket = np.int64((keys[i] >> shift) & mask)
-        place = places[bucket]
-        places[bucket] = place + 1
-        ordered[place] = keys[i]
-        if len(weights):
-            ordered_weights[place] = weights[i]
-    return starts
-
-
 def _sorted(
-    file: _Spilled, weighted: bool
+    file: SpilledEdges, weighted: bool
 ) -> tuple[UInt64[np.ndarray, " edges"], Float32[np.ndarray, " edges"] | None]:
-    keys, weights = next(_pieces(file, weighted, file.num_edges))
-    _remove(file.path)
+    keys, weights = next(pieces(file, weighted, file.num_edges))
+    remove(file.path)
     if file.bits == 0:
         return keys, weights
+    if weights is not None:
+        return sorted_with_weights(keys, weights)
     common = keys[0] >> np.uint64(file.bits) << np.uint64(file.bits)
     keys -= common
-    signed = keys.view(np.int64)  # NumPy sorts these faster
-    if weights is None:
-        signed.sort()
-    else:
-        order = np.argsort(signed, kind="stable")
-        keys, weights = keys[order], weights[order]
+    keys.view(np.int64).sort()  # NumPy sorts these faster
     keys += common
-    return keys, weights
-
-
-def _pieces(
-    file: _Spilled, weighted: bool, edges_at_once: int = _EDGES_AT_ONCE
-) -> Iterator[tuple[UInt64[np.ndarray, " edges"], Float32[np.ndarray, " edges"] | None]]:
-    for start in range(0, file.num_edges, edges_at_once):
-        count = min(edges_at_once, file.num_edges - start)
-        yield (
-            np.fromfile(file.path, np.uint64, count, offset=start * 8),
-            np.fromfile(_weights_path(file.path), np.float32, count, offset=start * 4) if weighted else None,
-        )
-
-
-def _split_evenly(file: _Spilled, most_edges: int, weighted: bool) -> Iterator[_Spilled]:
-    """One edge repeated more often than fits in memory: nothing is left to sort."""
-    for number, (keys, weights) in enumerate(_pieces(file, weighted, most_edges)):
-        path = file.path.with_name(f"{file.path.name}.{number}")
-        keys.tofile(path)
-        if weights is not None:
-            weights.tofile(_weights_path(path))
-        yield _Spilled(path, 0, len(keys))
-    _remove(file.path)
-
-
-def _weights_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.weights")
-
-
-def _remove(path: Path) -> None:
-    path.unlink()
-    _weights_path(path).unlink(missing_ok=True)
+    return keys, None
 
 
 def without_duplicates(runs: Iterator[SortedEdges]) -> Iterator[SortedEdges]:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ginex_jax.ingest.csv_matrix import opened_text
+from ginex_jax.ingest.csv_matrix import BYTE_ORDER_MARK, opened_text
 from ginex_jax.ingest.edge_blocks import BadRow, EdgeColumns, RawEdgeBlock
+from ginex_jax.ingest.row_numbers import nth_row
 
 _READ_BYTES = 1 << 20  # pieces of text that are parsed at once, some dozens of which are held; no line is longer
+_PACKED = 3
 _DELIMITERS = ("\t", ",", ";", " ")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class _Layout(NamedTuple):
@@ -40,6 +41,14 @@ def read(path: Path, columns: EdgeColumns, edges_per_block: int) -> Iterator[Raw
             return
         stream.seek(layout.data_start)
         yield from _blocks(path, stream, layout, edges_per_block)
+
+
+def guess(path: Path) -> int:
+    """About how many rows the file has, if its rows are as long as the first ones; packed text is taken to be a third of its length."""
+    with opened_text(path) as stream:
+        sample = stream.read(_READ_BYTES)
+    num_bytes = path.stat().st_size * (_PACKED if path.suffix.lower() == ".gz" else 1)
+    return sample.count(b"\n") * num_bytes // max(1, len(sample))
 
 
 def _blocks(path: Path, stream: io.BufferedIOBase, layout: _Layout, edges_per_block: int) -> Iterator[RawEdgeBlock]:
@@ -98,7 +107,7 @@ def _batches(stream: io.BufferedIOBase, layout: _Layout, ragged: list[BadRow]) -
 
 def _layout(path: Path, stream: io.BufferedIOBase, columns: EdgeColumns) -> _Layout | None:
     """From the first line that is no comment; None if there is none."""
-    start = len(_BYTE_ORDER_MARK) if stream.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK else 0
+    start = len(BYTE_ORDER_MARK) if stream.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else 0
     stream.seek(start)
     while line := stream.readline(_READ_BYTES):
         if line.strip() and not line.startswith((b"#", b"%")):
@@ -111,7 +120,10 @@ def _layout(path: Path, stream: io.BufferedIOBase, columns: EdgeColumns) -> _Lay
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text: {error}") from error
     delimiter = next((character for character in _DELIMITERS if character in text), ",")
-    fields = [field.strip() for field in next(csv.reader([text], delimiter=delimiter))]
+    try:
+        fields = [field.strip() for field in next(csv.reader([text], delimiter=delimiter))]
+    except csv.Error as error:  # a field of 128 KiB, or lines that end in a carriage return alone
+        raise ValueError(f"{path} cannot be read as text in columns: its first line: {error}") from error
     wanted = [name for name in columns if name is not None]
     if all(fields.count(name) == 1 for name in wanted):
         return _Layout(delimiter, len(fields), tuple(fields.index(name) for name in wanted), start + len(line))
@@ -123,7 +135,9 @@ def _layout(path: Path, stream: io.BufferedIOBase, columns: EdgeColumns) -> _Lay
             "a file of text ids needs a first line that names its columns"
         )
     if len(fields) < len(wanted):
-        raise ValueError(f"{path} has {len(fields)} columns, and {', '.join(wanted)} are wanted: row 1: {text!r:.60}")
+        raise ValueError(
+            f"{path} has {len(fields)} columns, and {', '.join(wanted)} are wanted: {nth_row(0)}: {text!r:.60}"
+        )
     return _Layout(delimiter, len(fields), tuple(range(len(wanted))), start)
 
 

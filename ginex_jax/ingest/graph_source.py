@@ -51,6 +51,7 @@ class GraphSource(NamedTuple):
     train: Int64[np.ndarray, " train"] | None = None
     valid: Int64[np.ndarray, " valid"] | None = None
     test: Int64[np.ndarray, " test"] | None = None
+    edges_name: str = ""  # of the file, for messages
 
 
 class ArrayMatrix:

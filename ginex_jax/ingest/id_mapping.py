@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from ginex_jax.ingest.edge_blocks import RawEdgeBlock, as_arrow, shown
+from ginex_jax.ingest.row_numbers import nth_row
 from ginex_jax.ingest.text_numbers import compute, is_plain_whole_number
 
 _WAITING_IDS = 1 << 20  # at least so many distinct ones of single blocks are merged at once
@@ -34,18 +35,23 @@ class IdMapping(NamedTuple):
 
     def apply(self, block: RawEdgeBlock) -> RawEdgeBlock:
         """The block with nodes' numbers in the place of ids; what was no id is missing. O(edges + distinct ids * log nodes)."""
-        return block._replace(sources=self._column(block.sources), targets=self._column(block.targets))
+        return block._replace(
+            sources=self._column(block.sources),
+            targets=self._column(block.targets),
+            originals=(block.sources, block.targets),
+        )
 
-    def numbers_of(self, ids: Any) -> Int64[np.ndarray, " ids"]:
-        """Nodes' numbers of ids in an array of integers, text or objects, or a `pyarrow.Array`.
+    def numbers_of(self, ids: Any, name: str = "ids") -> Int64[np.ndarray, " ids"]:
+        """Nodes' numbers of ids in an array of integers, text or objects, or a `pyarrow.Array`; `name` is where they are from.
 
         Raises:
           ValueError: one of them is no node's id.
         """
         numbers = self._lookup(ids)
         if (unknown := np.flatnonzero(numbers < 0)).size:
+            row = int(unknown[0])
             raise ValueError(
-                f"id {shown(ids, int(unknown[0]))} has no edge, and so it is no node; {unknown.size} are like it"
+                f"{name} {nth_row(row)}: id {shown(ids, row)} has no edge, and so it is no node; {unknown.size} are like it"
             )
         return numbers
 
@@ -101,8 +107,14 @@ def build_mapping(
 
     pc = compute()
     numbers, texts = _DistinctNumbers(memory_bytes), _DistinctTexts(memory_bytes)
-    for column in _columns(blocks, extra_ids):
-        ids = _ids(column)
+    for name, first_row, column in _columns(blocks, extra_ids):
+        try:
+            ids = _ids(column)
+        except TooLargeError as error:
+            row = nth_row(first_row + error.index)
+            raise ValueError(
+                f"{name} {row}: id {shown(column, error.index)} {error}: store such ids as text"
+            ) from error
         if pa.types.is_integer(ids.type):
             numbers.add(ids.drop_null().to_numpy())
         else:
@@ -114,6 +126,14 @@ def build_mapping(
         return IdMapping(numbers.all())
     texts.add(pa.array(numbers.all()).cast(pa.large_string()))
     return IdMapping(_sorted_texts(texts.all()))
+
+
+class TooLargeError(ValueError):
+    """An id beyond int64: the one at `index` of its column."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__("is above 2^63 - 1")
+        self.index = index
 
 
 class _DistinctNumbers:
@@ -185,10 +205,11 @@ def _require_memory(num_ids: int, num_bytes: int, memory_bytes: int) -> None:
         )
 
 
-def _columns(blocks: Iterable[RawEdgeBlock], extra_ids: Iterable[Any]) -> Iterator[Any]:
+def _columns(blocks: Iterable[RawEdgeBlock], extra_ids: Iterable[Any]) -> Iterator[tuple[str, int, Any]]:
+    """Each with its file and how many rows there are before it."""
     for block in blocks:
-        yield from (block.sources, block.targets)
-    yield from extra_ids
+        yield from ((block.path, block.first_row - 1, column) for column in (block.sources, block.targets))
+    yield from (("column id of features or labels", 0, ids) for ids in extra_ids)
 
 
 def _ids(column: Any) -> Any:
@@ -198,7 +219,12 @@ def _ids(column: Any) -> Any:
     pc = compute()
     ids = as_arrow(column)
     if pa.types.is_integer(ids.type):
-        return _cast(ids, column)
+        if (
+            pa.types.is_uint64(ids.type)
+            and (large := pc.greater_equal(ids.fill_null(0), pa.scalar(1 << 63, pa.uint64()))).true_count
+        ):
+            raise TooLargeError(large.index(True).as_py())
+        return ids.cast(pa.int64())
     if pa.types.is_null(ids.type):
         return ids.cast(pa.int64())
     if pa.types.is_floating(ids.type):
@@ -208,16 +234,6 @@ def _ids(column: Any) -> Any:
     if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
         raise ValueError(f"ids should be integers or text, got {ids.type}")
     return pc.if_else(pc.equal(ids, ""), pa.scalar(None, ids.type), ids)
-
-
-def _cast(ids: Any, column: Any) -> Any:
-    import pyarrow as pa
-
-    try:
-        return ids.cast(pa.int64())
-    except pa.ArrowInvalid as error:
-        first = int(np.flatnonzero(np.array([(x or 0) >= 1 << 63 for x in ids.to_pylist()]))[0])
-        raise ValueError(f"id {shown(column, first)} is above 2^63 - 1: store such ids as text") from error
 
 
 def _sorted_texts(texts: Any) -> Any:

@@ -1,5 +1,6 @@
 """Labels, one class or several tasks a node, and the ids of train, valid and test nodes."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
-from ginex_jax.ingest.csv_matrix import opened_text
 from ginex_jax.ingest.graph_source import MatrixSource
-from ginex_jax.ingest.node_files import open_matrix, require_numbers, rows_at_once
+from ginex_jax.ingest.node_files import PARQUET_SUFFIXES, open_matrix, require_numbers, rows_at_once
+from ginex_jax.ingest.original_ids import is_text, lines, matrix_ids, parquet_ids
+from ginex_jax.ingest.row_numbers import nth_row
 
 UNLABELLED = -1
-_TEXT_SUFFIXES = (".csv", ".txt")
-_MAX_LINE_BYTES = 1 << 16
+_NUMBER = re.compile(rb"[+-]?[0-9]{1,18}")
 _SHOWN = 60
 
 
@@ -49,7 +50,7 @@ def label_blocks(
         labels, bad = _classes(block[:, 0]) if source.width == 1 else _tasks(block)
         if len(bad) and not skip_bad_rows:
             row = int(bad[0])
-            raise ValueError(f"{source.name} row {start + row}: {_complaint(block[row])}")
+            raise ValueError(f"{source.name} {nth_row(start + row)}: {_complaint(block[row])}")
         labels[bad] = UNLABELLED if source.width == 1 else np.nan
         yield LabelBlock(labels, len(bad))
         start += len(block)
@@ -59,16 +60,16 @@ def read_ids(path: Path, *, num_nodes: int, member: str | None = None) -> Int64[
     """The nodes of a split, as listed.
 
     Args:
-      path: `.npy`, `.npz`, Parquet or zarr, with one integer a row; or text, `.csv` or `.txt`, perhaps with `.gz`, one a line.
+      path: `.npy`, `.npz` or zarr, with one integer a row; Parquet, the column `id` or the only one; or text, `.csv` or `.txt`, perhaps
+        with `.gz`, one a line.
       num_nodes: ids lie in [0, num_nodes).
 
     Raises:
       ValueError: an id is out of range, listed twice, or not a whole number; its row is named.
     """
-    is_text = (path.with_suffix("") if path.suffix == ".gz" else path).suffix in _TEXT_SUFFIXES
-    if is_text:
+    if is_text(path):
         return read_text_ids(path, num_nodes=num_nodes)
-    ids = _matrix_ids(open_matrix(path, member=member))
+    ids = parquet_ids(path) if path.suffix in PARQUET_SUFFIXES else matrix_ids(open_matrix(path, member=member))
     require_distinct_ids(ids, num_nodes, str(path))
     return ids
 
@@ -80,17 +81,21 @@ def read_text_ids(path: Path, *, num_nodes: int) -> Int64[np.ndarray, " ids"]:
     return ids
 
 
-def require_distinct_ids(ids: Int64[np.ndarray, " ids"], num_nodes: int, name: str) -> None:
-    """Raises ValueError, with the first offender, unless all ids are in [0, num_nodes) and no two are equal."""
+def require_distinct_ids(ids: Shaped[np.ndarray, "..."], num_nodes: int, name: str) -> None:
+    """Raises ValueError, with the first offender, unless ids are integers [ids], all in [0, num_nodes), and no two are equal."""
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"{name} should be integers [ids], got {ids.dtype} {list(ids.shape)}")
     if (outside := np.flatnonzero((ids < 0) | (ids >= num_nodes))).size:
-        row = outside[0]
-        raise ValueError(f"{name} row {row}: node {ids[row]}, and there are {num_nodes} nodes: 0 to {num_nodes - 1}")
+        row = int(outside[0])
+        raise ValueError(
+            f"{name} {nth_row(row)}: node {ids[row]}, and there are {num_nodes} nodes: 0 to {num_nodes - 1}"
+        )
     order = np.argsort(ids, kind="stable")
     if (again := np.flatnonzero(np.diff(ids[order]) == 0)).size:
         row = int(order[again + 1].min())
         first = int(np.flatnonzero(ids == ids[row])[0])
         raise ValueError(
-            f"{name} row {row}: node {ids[row]} is listed in row {first} already; {again.size} are repeated"
+            f"{name} {nth_row(row)}: node {ids[row]} is listed in row {first + 1} already; {again.size} are repeated"
         )
 
 
@@ -125,33 +130,12 @@ def _complaint(row: Shaped[np.ndarray, " width"]) -> str:
     return f"label {row[column]} in column {column} should be finite in float32, or NaN for none"
 
 
-def _matrix_ids(source: MatrixSource) -> Int64[np.ndarray, " ids"]:
-    if source.width != 1 or source.dtype.kind not in "iu":
-        raise ValueError(f"{source.name} should be integers [ids], got {source.dtype} of width {source.width}")
-    blocks = [block[:, 0] for block in source.blocks(rows_at_once(source))]
-    row = 0
-    for block in blocks:
-        if block.dtype.kind not in "iu":  # an integer was missing
-            raise ValueError(f"{source.name} row {row + np.flatnonzero(np.isnan(block))[0]}: the id is missing")
-        row += len(block)
-    ids = np.concatenate(blocks) if blocks else np.empty(0, np.int64)
-    if ids.dtype == np.uint64 and len(ids) and ids.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{source.name} row {ids.argmax()}: {ids.max()} is too large for a node")
-    return ids.astype(np.int64)
-
-
 def _text_ids(path: Path) -> Int64[np.ndarray, " ids"]:
     """One whole number a line; empty lines do not count."""
     ids = bytearray()  # of packed numbers: a list would take eight times as much
-    with opened_text(path) as stream:
-        row = 0
-        while line := stream.readline(_MAX_LINE_BYTES):
-            if not (text := line.strip()):
-                continue
-            try:
-                ids += int(text).to_bytes(8, "little", signed=True)
-            except (ValueError, OverflowError):
-                shown = text[:_SHOWN].decode(errors="replace")
-                raise ValueError(f"{path} row {row}: {shown!r} is not a node's number") from None
-            row += 1
+    for row, text in enumerate(lines(path)):
+        if _NUMBER.fullmatch(text) is None:
+            shown = text[:_SHOWN].decode(errors="replace")
+            raise ValueError(f"{path} {nth_row(row)}: {shown!r} is not a node's number")
+        ids += int(text).to_bytes(8, "little", signed=True)
     return np.frombuffer(bytes(ids), "<i8").astype(np.int64)

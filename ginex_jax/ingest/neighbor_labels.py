@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from ginex_jax.compilation import compiled
 from ginex_jax.ingest.rmat import CLASSES, SPLITS, stream
-from ginex_jax.random_numbers import bounded, compiled, uniform
+from ginex_jax.random_numbers import bounded, uniform
 
 
 class MajorityLabels:

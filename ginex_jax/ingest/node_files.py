@@ -12,6 +12,7 @@ from ginex_jax.ingest.csv_matrix import CsvMatrix
 from ginex_jax.ingest.graph_source import MatrixSource
 from ginex_jax.ingest.npy_stream import NpyMatrix, member_names
 from ginex_jax.ingest.parquet_matrix import ParquetMatrix
+from ginex_jax.ingest.row_numbers import nth_row
 from ginex_jax.ingest.zarr_matrix import ZarrMatrix, is_zarr
 
 FEATURE_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -89,7 +90,7 @@ def require_numbers(source: MatrixSource) -> None:
     if source.dtype.kind in "biuf" or source.dtype in FEATURE_DTYPES:
         return
     first = next((block for block in source.blocks(1)), None)
-    shown = "" if first is None else f"; row 0: value {first[0, 0]!s:.60}"
+    shown = "" if first is None else f"; {nth_row(0)}: value {first[0, 0]!s:.60}"
     raise ValueError(f"{source.name} holds {source.dtype}, and numbers are wanted{shown}")
 
 
@@ -117,7 +118,7 @@ def _complaint(
     column = int(np.flatnonzero(~np.isfinite(stored))[0])
     value = original[column]
     reason = f"does not fit {stored.dtype}" if np.isfinite(value) else "is not finite"
-    return f"{name} row {row}: value {value} in column {column} {reason}"
+    return f"{name} {nth_row(row)}: value {value} in column {column} {reason}"
 
 
 def _member(path: Path, member: str | None) -> str:

@@ -65,6 +65,7 @@ def _from_text(raw: Path) -> GraphSource:
     return GraphSource(
         num_nodes=num_nodes,
         edges=columns,
+        edges_name=edges.name,
         features=matrix("node-feat.csv.gz"),
         labels=matrix("node-label.csv.gz"),
     )
@@ -81,6 +82,7 @@ def _from_arrays(raw: Path) -> GraphSource:
     return GraphSource(
         num_nodes=num_nodes,
         edges=_edge_index(data, num_edges),
+        edges_name=f"{data}:edge_index",
         features=NpyMatrix(data, member="node_feat") if "node_feat" in names else None,
         labels=NpyMatrix(labels, member="node_label") if labels.is_file() else None,
     )

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ginex_jax.ingest.parquet_file import opened_parquet
+from ginex_jax.ingest.row_numbers import nth_row
 
 ID_COLUMN = "id"
 _READ_BYTES = 256 << 10  # at once, of each column: a wide file has many
@@ -16,8 +17,8 @@ _READ_BYTES = 256 << 10  # at once, of each column: a wide file has many
 class ParquetMatrix:
     """A Parquet file as a source of rows: its numeric columns in order, or its one column of lists of one length.
 
-    A column `id` is no feature: `has_ids` says that it is there and `id_blocks` reads it. Missing numbers are NaN, and blocks of an
-    integer matrix in which any are missing are float64.
+    A column `id` is no feature but says whose row it is: `has_ids` says that it is there and `id_blocks` reads it. Missing numbers are
+    NaN, and blocks of an integer matrix in which any are missing are float64.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +38,9 @@ class ParquetMatrix:
                 types = [types[0].value_type]
             for name, kind in zip(self._columns, types, strict=True):
                 if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-                    raise ValueError(f"{path}: column {name!r} is {kind}, and numbers are wanted: leave it out")
+                    first = next(file.iter_batches(1, columns=[name], use_threads=False), None)
+                    value = "" if first is None else f"; {nth_row(0)}: value {first.column(0)[0].as_py()!s:.60}"
+                    raise ValueError(f"{path}: column {name!r} is {kind}, and numbers are wanted: leave it out{value}")
             if not types:
                 raise ValueError(f"{path} has no column besides {ID_COLUMN!r}")
             self.dtype: np.dtype[Any] = np.result_type(*(np.dtype(kind.to_pandas_dtype()) for kind in types))
@@ -53,15 +56,15 @@ class ParquetMatrix:
             raise ValueError(f"{self._path} has {start} rows, and its footer promises {self.num_rows}")
 
     def id_blocks(self, rows_per_block: int) -> Iterator[Shaped[np.ndarray, " rows"]]:
-        """The column `id`: int64, or text as objects."""
-        import pyarrow as pa
-
+        """The column `id`: integers, or text as objects."""
+        start = 0
         for batch in self._batches([ID_COLUMN], rows_per_block):
             ids = batch.column(0)
             if ids.null_count:
-                raise ValueError(f"{self._path}: column {ID_COLUMN!r} has missing values")
-            is_integer = pa.types.is_integer(ids.type)
-            yield ids.cast(pa.int64()).to_numpy() if is_integer else ids.to_numpy(zero_copy_only=False)
+                row = start + int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
+                raise ValueError(f"{self._path} {nth_row(row)}: column {ID_COLUMN!r} has no value")
+            yield ids.to_numpy(zero_copy_only=False)
+            start += batch.num_rows
 
     def _batches(self, columns: list[str], rows_per_block: int) -> Iterator[Any]:
         with opened_parquet(self._path, read_bytes=_READ_BYTES) as file:
@@ -81,12 +84,12 @@ class ParquetMatrix:
         lists = batch.column(0)
         if lists.null_count:
             row = start + int(np.flatnonzero(lists.is_null().to_numpy(zero_copy_only=False))[0])
-            raise ValueError(f"{self._path} row {row}: the list is missing")
+            raise ValueError(f"{self._path} {nth_row(row)}: the list is missing")
         if not pa.types.is_fixed_size_list(lists.type):
             lengths = lists.value_lengths().to_numpy()
             if (odd := np.flatnonzero(lengths != self.width)).size:
                 raise ValueError(
-                    f"{self._path} row {start + odd[0]}: {lengths[odd[0]]} values, and row 0 has {self.width}"
+                    f"{self._path} {nth_row(start + int(odd[0]))}: {lengths[odd[0]]} values, and the first row has {self.width}"
                 )
         values = lists.flatten()
         return np.array(values.to_numpy(zero_copy_only=False)).reshape(batch.num_rows, self.width)

@@ -52,7 +52,7 @@ def open_planetoid(folder: Path, *, name: str | None = None) -> GraphSource:
     labels = np.full(num_nodes, UNLABELLED, np.int64)
     labels[:num_known] = _classes(paths["ally"], num_known)
     labels[test_ids] = _classes(paths["ty"], len(test_ids))
-    num_train = len(read_array(paths["y"]))
+    num_train = len(_classes(paths["y"]))
     if read_csr(paths["x"]).shape[0] != num_train or num_train + _NUM_VALID > num_known:
         raise ValueError(
             f"{paths['y']} has {num_train} labels: as many rows should be in {paths['x']}, and {_NUM_VALID} more known"
@@ -63,6 +63,7 @@ def open_planetoid(folder: Path, *, name: str | None = None) -> GraphSource:
     return GraphSource(
         num_nodes=num_nodes,
         edges=lambda edges_per_block: _edges(neighbors, edges_per_block),
+        edges_name=str(paths["graph"]),
         features=SparseRows(_stacked(known, tested), rows, name=str(paths["allx"])),
         labels=ArrayMatrix(labels, name=str(paths["ally"])),
         train=np.arange(num_train),
@@ -119,11 +120,11 @@ def _require_nodes(neighbors: dict[int, list[int]], path: Path) -> None:
                 )
 
 
-def _classes(path: Path, num_rows: int) -> Int64[np.ndarray, " rows"]:
+def _classes(path: Path, num_rows: int | None = None) -> Int64[np.ndarray, " rows"]:
     """From rows with a 1 in the place of the class; a row of zeros has none."""
     rows = read_array(path)
-    if rows.ndim != 2 or rows.shape[0] != num_rows or rows.shape[1] < 1:
-        raise ValueError(f"{path} should be [{num_rows}, classes], got {rows.shape}")
+    if rows.ndim != 2 or rows.shape[0] != (len(rows) if num_rows is None else num_rows) or rows.shape[1] < 1:
+        raise ValueError(f"{path} should be [{'rows' if num_rows is None else num_rows}, classes], got {rows.shape}")
     if not (((rows == 0) | (rows == 1)).all() and (rows.sum(axis=1) <= 1).all()):
         raise ValueError(f"{path} should have at most one 1 in each row, and zeros")
     return np.where(rows.any(axis=1), rows.argmax(axis=1), UNLABELLED).astype(np.int64)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from ginex_jax.random_numbers import bounded, compiled, hashed, inlined
+from ginex_jax.compilation import compiled, inlined
+from ginex_jax.random_numbers import bounded, hashed
 from ginex_jax.store.publishing import require_free
 
 MAX_SCALE = 40

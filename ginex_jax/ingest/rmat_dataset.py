@@ -64,7 +64,9 @@ class RmatOptions:
         return self.edge_factor << self.scale
 
 
-def generate_rmat(out: Path, options: RmatOptions, *, edge_list: Path | None = None, progress: Progress) -> Manifest:
+def generate_rmat(
+    out: str | Path, options: RmatOptions, *, edge_list: Path | None = None, progress: Progress
+) -> Manifest:
     """Writes the dataset `out`, whole or not at all; and the same edges to the Parquet file `edge_list`, if given.
 
     The CSC is sorted from the generator's stream, and what it spilled is gone before the features are written.
@@ -73,6 +75,7 @@ def generate_rmat(out: Path, options: RmatOptions, *, edge_list: Path | None = N
       FileExistsError: `out` or `edge_list` exists.
       OSError: the disk is too small.
     """
+    out = Path(out)
     require_free(out)
     require_room(out, _disk_bytes(options))
     if edge_list is not None:

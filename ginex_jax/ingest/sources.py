@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, Integer, Shaped
+from jaxtyping import Shaped
 
-from ginex_jax.ingest.edge_blocks import RawEdgeBlock
-from ginex_jax.ingest.edge_files import count_edges, read_edges
+from ginex_jax.ingest.edge_blocks import RawEdgeBlock, in_memory_edges
+from ginex_jax.ingest.edge_files import count_edges, guess_edges, read_edges
 from ginex_jax.ingest.graph_source import ArrayMatrix, GraphSource, MatrixSource
 from ginex_jax.ingest.labels import read_ids, require_distinct_ids
 from ginex_jax.ingest.node_files import open_matrix
@@ -45,6 +45,7 @@ class Source(NamedTuple):
     weighted: bool = False
     num_nodes: int | None = None
     num_edges: int | None = None  # before anything is added or dropped; None where counting means reading
+    guessed_edges: int = 0  # where they are not counted: what the sizes of files suggest
     features: MatrixSource | None = None
     labels: MatrixSource | None = None
     splits: Mapping[str, ReadIds] = {}
@@ -93,34 +94,41 @@ def open_source(
 
 
 def array_source(
-    sources: Integer[np.ndarray, " edges"],
-    targets: Integer[np.ndarray, " edges"],
+    sources: Shaped[np.ndarray, "..."],
+    targets: Shaped[np.ndarray, "..."],
     *,
-    weights: Float32[np.ndarray, " edges"] | None = None,
+    weights: Shaped[np.ndarray, "..."] | None = None,
     num_nodes: int | None = None,
     features: Shaped[np.ndarray, "rows width"] | None = None,
     labels: Shaped[np.ndarray, "labels ..."] | None = None,
-    splits: Mapping[str, Int64[np.ndarray, " ids"]] | None = None,
+    splits: Mapping[str, Shaped[np.ndarray, "..."]] | None = None,
     name: str = "arrays",
 ) -> Source:
     """A graph from arrays in memory: edge i goes from `sources[i]` to `targets[i]`.
 
     Args:
+      sources, targets: [edges], integers, or with `map_ids` text.
+      weights: [edges], finite in float32 and at least 0.
       labels: int [nodes], -1 where unlabelled; or float [nodes, tasks], NaN where unlabelled.
       splits: node ids under any of "train", "valid" and "test".
+
+    Raises:
+      ValueError: arrays are not of one length, there is no node, or a split has another name.
     """
     if unknown := sorted(set(splits or ()) - {"train", "valid", "test"}):
         raise ValueError(f"splits are train, valid and test, got {unknown[0]!r}")
 
-    def blocks() -> Iterator[RawEdgeBlock]:
-        for start in range(0, len(sources), _EDGES_PER_BLOCK):
-            piece = slice(start, start + _EDGES_PER_BLOCK)
-            yield RawEdgeBlock(
-                sources[piece], targets[piece], None if weights is None else weights[piece], name, start + 1
+    for what, column in (("sources", sources), ("targets", targets), ("weights", weights)):
+        if column is not None and (column.ndim != 1 or len(column) != len(sources)):
+            raise ValueError(
+                f"{name}: {what} should be [edges], {len(sources)} as sources are, got {list(column.shape)}"
             )
-
+    if num_nodes is not None and num_nodes < 1:
+        raise ValueError(f"{name}: there should be at least one node, got {num_nodes}")
     return Source(
-        blocks=blocks,
+        blocks=functools.partial(
+            in_memory_edges, sources, targets, weights, name=name, edges_per_block=_EDGES_PER_BLOCK
+        ),
         provenance={"source": name},
         weighted=weights is not None,
         num_nodes=num_nodes,
@@ -133,6 +141,8 @@ def array_source(
 
 def _edge_lists(paths: list[Path], columns: tuple[str, str, str | None]) -> Source:
     source_column, target_column, weight_column = columns
+    if source_column == target_column:
+        raise ValueError(f"sources and targets should be two columns, got {source_column!r} for both")
 
     def blocks() -> Iterator[RawEdgeBlock]:
         return read_edges(
@@ -146,11 +156,13 @@ def _edge_lists(paths: list[Path], columns: tuple[str, str, str | None]) -> Sour
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing")
+    num_edges = count_edges(paths, source_column=source_column, target_column=target_column)
     return Source(
         blocks=blocks,
         provenance={"source": "edges", "edges": [str(path) for path in paths]},
         weighted=weight_column is not None,
-        num_edges=count_edges(paths),
+        num_edges=num_edges,
+        guessed_edges=guess_edges(paths) if num_edges is None else num_edges,
     )
 
 
@@ -170,7 +182,7 @@ def _folder(graph: GraphSource, kind: str, path: Path) -> Source:
     def blocks() -> Iterator[RawEdgeBlock]:
         first = 1
         for sources, targets in graph.edges(_EDGES_PER_BLOCK):
-            yield RawEdgeBlock(sources, targets, None, str(path), first)
+            yield RawEdgeBlock(sources, targets, None, graph.edges_name or str(path), first)
             first += len(sources)
 
     splits = {"train": graph.train, "valid": graph.valid, "test": graph.test}
@@ -216,4 +228,5 @@ def _given_ids(ids: Shaped[np.ndarray, " ids"], name: str, num_nodes: int | None
 def _row_ids(matrix: MatrixSource | None) -> Shaped[np.ndarray, " rows"] | None:
     if not isinstance(matrix, ParquetMatrix) or not matrix.has_ids:
         return None
-    return np.concatenate([np.empty(0, object), *matrix.id_blocks(_ROWS_PER_BLOCK)])
+    blocks = list(matrix.id_blocks(_ROWS_PER_BLOCK))
+    return np.concatenate(blocks) if blocks else np.empty(0, np.int64)

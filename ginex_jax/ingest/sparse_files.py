@@ -22,7 +22,7 @@ def sparse_shape(path: Path) -> tuple[int, int]:
       OSError: it cannot be read.
     """
     _format(path)
-    shape = next(_stream(path, "shape", "iu"))
+    shape = next(_stream(path, "shape", "iu"), np.empty(0, np.int64))
     if len(shape) != 2 or shape.min() < 0:
         raise ValueError(f"{path} should be a matrix, and its shape is {shape.tolist()}")
     return int(shape[0]), int(shape[1])
@@ -70,10 +70,12 @@ def _format(path: Path) -> str:
         raise ValueError(
             f"{path} is no sparse matrix saved by SciPy: it has {', '.join(member_names(path)) or 'nothing'}"
         )
-    value = next(_stream(path, "format", "SU"))[0]
+    value = next(_stream(path, "format", "SU"), [""])[0]
     kind = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     if kind not in _FORMATS:
-        raise ValueError(f"{path} is a {kind} matrix, and {', '.join(_FORMATS)} can be read: save it as .tocsr()")
+        raise ValueError(
+            f"{path} is a {kind or 'nameless':.40} matrix, and {', '.join(_FORMATS)} can be read: save it as .tocsr()"
+        )
     return kind
 
 

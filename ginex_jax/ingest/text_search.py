@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ginex_jax.random_numbers import compiled
+from ginex_jax.compilation import compiled
 
 
 def positions(wanted: Any, sorted_texts: Any) -> Int64[np.ndarray, " wanted"]:

@@ -54,7 +54,9 @@ class ZarrMatrix:
             try:
                 block = np.array(self._array[start:stop].read().result())
             except ValueError as error:
-                raise ValueError(f"{self.name} rows {start} to {stop}: {str(error).splitlines()[0][:200]}") from error
+                raise ValueError(
+                    f"{self.name} rows {start + 1} to {stop} (counting from 1): {str(error).splitlines()[0][:200]}"
+                ) from error
             block = block.reshape(stop - start, self.width)
             yield block.view(self.dtype) if self._is_bfloat16 else block
 

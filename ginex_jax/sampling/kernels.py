@@ -8,7 +8,8 @@ import math
 
 import numpy as np
 
-from ginex_jax.random_numbers import GOLDEN, bounded, compiled, hashed, inlined, uniform
+from ginex_jax.compilation import compiled, inlined
+from ginex_jax.random_numbers import GOLDEN, bounded, hashed, uniform
 
 LABEL_BITS = 28  # of an entry of the hash table; the node's id takes the other bits
 MAX_LABELS, MAX_NODES = 2**LABEL_BITS, 2 ** (63 - LABEL_BITS)

@@ -61,6 +61,10 @@ class Dataset:
     @functools.cached_property
     def features(self) -> FeatureStore | None:
         """Feature rows [nodes, width] on disk, or None."""
+        return self.open_features()
+
+    def open_features(self) -> FeatureStore | None:
+        """As `features`, but opened anew: with files, threads and counts of its own."""
         if "features" not in self.manifest.arrays:
             return None
         return open_features(self.path / "features", implementation=self._implementation)

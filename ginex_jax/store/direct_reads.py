@@ -19,7 +19,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from numba import types
 from numba.extending import intrinsic
 
-from ginex_jax.random_numbers import compiled
+from ginex_jax.compilation import compiled
 
 # What is at most this far from the last request is read along with it: as fast as a request of its own on a disk that takes 7 us a
 # request and 1 us a KiB, and faster on others.

@@ -16,6 +16,16 @@ from ginex_jax.store.layout import DTYPES, ArrayLayout
 FORMAT = "bandwise.ginex"
 FORMAT_VERSION = 1
 ARRAYS = ("indptr", "indices", "weights", "features", "labels", "train", "valid", "test", "original_ids")
+_INTEGERS, _FLOATS = ("int32", "int64"), ("float16", "float32", "bfloat16")
+# Name -> what it may be: the number of axes, and the dtypes.
+_KINDS: Mapping[str, tuple[tuple[int, tuple[str, ...]], ...]] = {
+    "indptr": ((1, ("int64",)),),
+    "indices": ((1, _INTEGERS),),
+    "weights": ((1, ("float32",)),),
+    "features": ((2, _FLOATS),),
+    "labels": ((1, ("int64",)), (2, ("float32",))),
+    **dict.fromkeys(("train", "valid", "test", "original_ids"), ((1, ("int64",)),)),
+}
 _FILE = "manifest.json"
 _MAX_BYTES = 64 << 20
 _ORDERS = ("original", "degree", "bfs")
@@ -80,6 +90,8 @@ class Manifest:
             if name not in self.arrays:
                 raise ValueError(f"array {name} is missing")
         for name, entry in self.arrays.items():
+            if not any(len(entry.shape) == axes and entry.dtype in dtypes for axes, dtypes in _KINDS[name]):
+                raise ValueError(f"{name} cannot be {entry.dtype} {list(entry.shape)}")
             if entry.shape[0] != lengths.get(name, entry.shape[0]):
                 raise ValueError(f"{name} has {entry.shape[0]} rows, and should have {lengths[name]}")
 
@@ -139,6 +151,8 @@ def _parsed(document: dict[str, Any]) -> Manifest:
         )
         for name, entry in document["arrays"].items()
     }
+    if not isinstance(fields["provenance"], dict):
+        raise ValueError("its provenance is no object")
     return Manifest(arrays=arrays, **fields)
 
 

@@ -1,9 +1,11 @@
 """Neighbour lists kept in memory: which ones, and how a position is found among them. Importing this module imports numba."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Int64, Integer, Shaped
 
-from ginex_jax.random_numbers import compiled
+from ginex_jax.compilation import compiled
 
 LIST_BYTES = 24  # that a list takes besides its edges, at most: two entries of `ranges`, one of the table
 FIXED_BYTES = 16  # that finding any lists takes besides
@@ -28,19 +30,11 @@ def choose_lists(
       edge_bytes: of an edge in memory.
       memory_bytes: for all of them.
     """
-    num_nodes, memory_bytes = len(indptr) - 1, max(0, memory_bytes)
-    pieces = [slice(start, min(start + _NODES_AT_ONCE, num_nodes)) for start in range(0, num_nodes, _NODES_AT_ONCE)]
-    bytes_by_score = np.zeros(_NUM_SCORES, np.int64)
-    for piece in pieces:
-        scores, sizes = _scores(indptr, uses, piece, edge_bytes)
-        np.add.at(bytes_by_score, scores, sizes)
-    bytes_by_score[0] = memory_bytes + 1  # useless: never
-    taken = np.cumsum(bytes_by_score[::-1])
-    better = int(np.searchsorted(taken, memory_bytes, side="right"))  # scores whose lists all fit
+    memory_bytes = max(0, memory_bytes)
+    better, left = _border(_bytes_by_score(indptr, uses, edge_bytes), memory_bytes)
     border = _NUM_SCORES - 1 - better
-    left = memory_bytes - int(taken[better - 1] if better else 0)
-    chosen = np.zeros(num_nodes, bool)
-    for piece in pieces:
+    chosen = np.zeros(len(indptr) - 1, bool)
+    for piece in _pieces(len(chosen)):
         scores, sizes = _scores(indptr, uses, piece, edge_bytes)
         chosen[piece] = scores > border
         if border:
@@ -51,6 +45,46 @@ def choose_lists(
     return chosen
 
 
+def would_choose(
+    indptr: Int64[np.ndarray, " nodes_plus_one"],
+    uses: Integer[np.ndarray, " nodes"] | None,
+    nodes: Int64[np.ndarray, " some"],
+    *,
+    edge_bytes: int,
+    memory_bytes: Sequence[int],
+) -> list[Bool[np.ndarray, " some"]]:
+    """For each of several sizes of memory, which of these nodes' lists `choose_lists` would choose, lists at the border left out.
+
+    Time O(nodes of the graph), once for all sizes.
+    """
+    bytes_by_score = _bytes_by_score(indptr, uses, edge_bytes)
+    scores = _score(indptr[nodes + 1] - indptr[nodes], None if uses is None else uses[nodes], edge_bytes)[0]
+    return [scores > _NUM_SCORES - 1 - _border(bytes_by_score, max(0, size))[0] for size in memory_bytes]
+
+
+def _bytes_by_score(
+    indptr: Int64[np.ndarray, " nodes_plus_one"], uses: Integer[np.ndarray, " nodes"] | None, edge_bytes: int
+) -> Int64[np.ndarray, " scores"]:
+    totals = np.zeros(_NUM_SCORES, np.int64)
+    for piece in _pieces(len(indptr) - 1):
+        scores, sizes = _scores(indptr, uses, piece, edge_bytes)
+        totals += np.bincount(scores, sizes, _NUM_SCORES).astype(np.int64)  # exact below 2^53
+    return totals
+
+
+def _border(bytes_by_score: Int64[np.ndarray, " scores"], memory_bytes: int) -> tuple[int, int]:
+    """How many of the best scores fit with all their lists; and the bytes left for lists of the next."""
+    falling = bytes_by_score[::-1].copy()
+    falling[-1] = memory_bytes + 1  # useless: never
+    taken = np.cumsum(falling)
+    better = int(np.searchsorted(taken, memory_bytes, side="right"))
+    return better, memory_bytes - int(taken[better - 1] if better else 0)
+
+
+def _pieces(num_nodes: int) -> list[slice]:
+    return [slice(start, min(start + _NODES_AT_ONCE, num_nodes)) for start in range(0, num_nodes, _NODES_AT_ONCE)]
+
+
 def _scores(
     indptr: Int64[np.ndarray, " nodes_plus_one"],
     uses: Integer[np.ndarray, " nodes"] | None,
@@ -58,9 +92,14 @@ def _scores(
     edge_bytes: int,
 ) -> tuple[Int64[np.ndarray, " piece"], Int64[np.ndarray, " piece"]]:
     """Of some nodes: uses per byte as an order of magnitude, 0 where there are none; and bytes."""
-    lengths = np.diff(indptr[piece.start : piece.stop + 1])
+    return _score(np.diff(indptr[piece.start : piece.stop + 1]), None if uses is None else uses[piece], edge_bytes)
+
+
+def _score(
+    lengths: Int64[np.ndarray, " lists"], uses: Integer[np.ndarray, " lists"] | None, edge_bytes: int
+) -> tuple[Int64[np.ndarray, " lists"], Int64[np.ndarray, " lists"]]:
     sizes = lengths * edge_bytes + LIST_BYTES
-    used = np.ones(len(sizes), np.int64) if uses is None else uses[piece]
+    used = np.ones(len(sizes), np.int64) if uses is None else uses
     score = np.where((lengths > 0) & (used > 0), used / sizes, 0).astype(np.float32)
     return (score.view(np.int32) >> 16).astype(np.int64), sizes
 

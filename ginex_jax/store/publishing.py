@@ -40,7 +40,11 @@ def published(path: Path) -> Iterator[Path]:
 
 
 def require_free(path: Path) -> None:
-    """Raises FileExistsError unless nothing, or an empty folder, is at `path`."""
+    """Raises FileExistsError unless nothing, or an empty folder, is at `path`; ValueError where the last part of it is no name."""
+    if path.name in ("", ".."):
+        raise ValueError(
+            f"{path} is no name for a new folder, which is made beside its place and then renamed: give it one"
+        )
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
         return
     if path.exists() or path.is_symlink():

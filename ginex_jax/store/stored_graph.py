@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64, Integer, Shaped
 
+from ginex_jax.compilation import compiled
 from ginex_jax.features import ReadCounter, ReadStats, require_within
-from ginex_jax.random_numbers import compiled
 from ginex_jax.store.direct_reads import PieceReader
 from ginex_jax.store.pinned_lists import FIXED_BYTES, PinnedLists, choose_lists, take
 from ginex_jax.store.shards import ShardedArray, open_sharded
@@ -77,6 +77,11 @@ class StoredGraph:
         return self._weights is not None
 
     @property
+    def edge_bytes(self) -> int:
+        """That an edge takes in memory, its weight included."""
+        return sum(vector.array.dtype.itemsize for vector in self._vectors)
+
+    @property
     def note(self) -> str | None:
         """Why reads go through the page cache; None where they go past it."""
         return self._indices.reader.note
@@ -123,8 +128,8 @@ class StoredGraph:
             raise ValueError(f"memory_bytes should be at least 0, got {memory_bytes}")
         if uses is not None and len(uses) != self.num_nodes:
             raise ValueError(f"uses should be one for each of {self.num_nodes} nodes, got {len(uses)}")
-        edge_bytes = sum(vector.array.dtype.itemsize for vector in self._vectors)
-        chosen = choose_lists(self._indptr, uses, edge_bytes=edge_bytes, memory_bytes=memory_bytes - FIXED_BYTES)
+        size = memory_bytes - FIXED_BYTES
+        chosen = choose_lists(self._indptr, uses, edge_bytes=self.edge_bytes, memory_bytes=size)
         self._pinned = _NOTHING_PINNED  # before there are others: the old and the new need not fit together
         if chosen.any():
             lists = PinnedLists(self._indptr, chosen)

@@ -163,3 +163,26 @@ def test_neighbours_are_numbers(tmp_path: Path) -> None:
     for graph in ({0: ["a"]}, {"a": [1]}, {0: 1}, [0]):
         with pytest.raises(ValueError, match="g.* should be"):
             read_neighbors(dumped(tmp_path / "g", graph))
+
+
+def nested() -> list:
+    """A list that takes 2^60 steps to write out."""
+    value: list = [1]
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+def test_what_is_refused_is_not_written_out(tmp_path: Path) -> None:
+    body = pickle.dumps(nested(), 2)[2:-1]
+    with pytest.raises(ValueError, match="node 0 should be a number with a list of numbers, got list of list"):
+        read_neighbors(dumped(tmp_path / "a", {0: nested()}))
+    with pytest.raises(ValueError, match="got list of str"):
+        read_neighbors(dumped(tmp_path / "a", {"a": ["b"]}))
+    (tmp_path / "b").write_bytes(b"\x80\x02cscipy.sparse.csr\ncsr_matrix\n)R}X\x06\x00\x00\x00_shape" + body + b"sb.")
+    with pytest.raises(ValueError, match="its shape should be two sizes"):
+        read_csr(tmp_path / "b")
+    dtype = b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R"
+    (tmp_path / "c").write_bytes(b"\x80\x02cnumpy\nndarray\n)R(K\x01" + body + dtype + b"\x89X\x00\x00\x00\x00tb.")
+    with pytest.raises(ValueError, match="whose shape or type is none"):
+        read_array(tmp_path / "c")

@@ -1,5 +1,6 @@
 """The command: what users type, and what they are told when it is wrong."""
 
+import contextlib
 import errno
 import json
 import shutil
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
 from ginex_jax.cli import interrupts, main
+from ginex_jax.cli.errors import reporting_errors
 from ginex_jax.store.dataset import open_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +131,7 @@ class TestMistakes:
             (("--edges", "edges.csv", "--nonsense"), "nonsense"),
             (("--edges", "empty.csv"), "is the input empty?"),
             (("--edges", "empty.csv", "--map-ids"), "is the input empty?"),
-            (("--edges", "edges.csv", "--features", "no_rows.npy"), "is the input empty?"),
+            (("--edges", "edges.csv", "--features", "no_rows.npy"), "no_rows.npy has no rows"),
             (("--sparse", "features.npy"), "features.npy"),
             (("--planetoid", "."), "ind."),
             (("--ogb", "."), "raw"),
@@ -174,6 +177,20 @@ def test_ctrl_c(tmp_path):
     assert process.returncode == 130
     assert messages == "interrupted: nothing was written\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_that_became_an_error(monkeypatch, capsys):
+    @reporting_errors
+    def command():
+        with contextlib.suppress(KeyboardInterrupt):
+            interrupts._interrupt(signal.SIGINT, None)
+        raise ImportError("a module was not initialized")
+
+    monkeypatch.setattr(interrupts, "_interrupts", [])
+    with pytest.raises(typer.Exit) as stopped:
+        command()
+    assert stopped.value.exit_code == 130
+    assert capsys.readouterr().err == "interrupted: nothing was written\n"
 
 
 def test_an_interrupt_that_got_lost_stops_at_the_next_report(monkeypatch):

@@ -101,7 +101,7 @@ def test_observe_sees_every_run(tmp_path):
 def test_from_rows_to_arrays(tmp_path, monkeypatch, memory_bytes):
     """Undirected, duplicates dropped, a self loop each: SciPy's symmetric pattern with a full diagonal, whatever the memory."""
     monkeypatch.setattr(edge_sorter, "_LEAST_BYTES", 1)
-    monkeypatch.setattr(edge_sorter, "_EDGES_AT_ONCE", 199)
+    monkeypatch.setattr(edge_sorter, "EDGES_AT_ONCE", 199)
     num_nodes = 150
     ends = np.random.default_rng(0).integers(0, num_nodes, (2, 3000))
     ends[:, 1000:2000] = ends[:, 2000:]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -130,7 +131,7 @@ class TestNodeData:
     def test_not_finite(self, tmp_path, arrays):
         features = arrays["features"].copy()
         features[123, 2] = np.inf
-        with pytest.raises(ValueError, match="row 123: .*inf"):
+        with pytest.raises(ValueError, match="row 124 .counting from 1.: .*inf"):
             build(tmp_path / "out", {**arrays, "features": features})
         assert not list(tmp_path.iterdir())
         dataset = build(tmp_path / "out", {**arrays, "features": features}, skip_bad_rows=True)
@@ -140,7 +141,7 @@ class TestNodeData:
     def test_an_error_in_the_middle_leaves_no_open_file(self, tmp_path, arrays):
         features = np.ones((NUM_NODES, 20_000), np.float32)  # several blocks
         features[-1, 0] = np.nan
-        with pytest.raises(ValueError, match="row 299"):
+        with pytest.raises(ValueError, match="row 300 .counting from 1."):
             build(tmp_path / "out", {**arrays, "features": features})
         opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
         assert not [path for path in opened if str(tmp_path) in path]
@@ -247,8 +248,92 @@ def test_the_same_bytes_whatever_the_memory(tmp_path):
         ({"num_nodes": 5, "map_ids": True}, "leave it out"),
         ({"feature_dtype": "int8"}, "float32, float16 or bfloat16"),
         ({"memory_bytes": 1 << 20}, "at least 32 MiB"),
+        ({"self_loops": "all"}, "keep, drop or add, got 'all'"),
+        ({"reorder": "rabbit"}, "degree or bfs, got 'rabbit'"),
     ],
 )
 def test_options(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         IngestOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"sources": np.array([0])}, r"targets should be \[edges\], 1 as sources are, got \[2000\]"),
+        ({"weights": np.ones(1, np.float32)}, "weights should be"),
+        ({"num_nodes": -3}, "at least one node"),
+        ({"splits": {"train": np.array([0.5])}}, "train should be integers"),
+        ({"splits": {"train": np.array([True, False])}}, "train should be integers"),
+        ({"splits": {"training": np.array([1])}}, "got 'training'"),
+    ],
+)
+def test_arrays_that_do_not_fit(tmp_path, arrays, changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        build(tmp_path / "out", {**arrays, **changes}, weighted=True)
+
+
+def test_one_large_id_does_not_fill_the_disk(tmp_path, monkeypatch):
+    free = 10_000
+    monkeypatch.setattr("ginex_jax.store.publishing.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))
+    with pytest.raises(OSError, match=r"needs about 0\.02 GB, and 0\.00 GB are free"):
+        build_dataset(tmp_path / "out", array_source(*np.array([[0], [2_000_000]])), IngestOptions(), progress=quiet)
+    assert not list(tmp_path.iterdir())
+    build_dataset(tmp_path / "out", array_source(*np.array([[0], [200]])), IngestOptions(), progress=quiet)
+
+
+class TestRowsWithIds:
+    def source(self, folder, *, features, edges=((0, 1), (1, 2)), **files):
+        np.save(folder / "edges.npy", np.array(edges))
+        pq.write_table(pa.table(features), folder / "features.parquet")
+        return open_source(edges=[folder / "edges.npy"], files=NodeFiles(features=folder / "features.parquet", **files))
+
+    def test_ids_of_nodes_are_followed(self, tmp_path):
+        source = self.source(tmp_path, features={"id": [2, 0, 1], "x": [1.0, 2.0, 3.0]})
+        build_dataset(tmp_path / "out", source, IngestOptions(), progress=quiet)
+        assert open_dataset(tmp_path / "out").features.read_rows(np.arange(3)).tolist() == [[2], [3], [1]]
+
+    @pytest.mark.parametrize(
+        ("ids", "map_ids", "complaint"),
+        [
+            ([2, 0, 0], False, r"row 3 \(counting from 1\): node 0 is listed in row 2 already"),
+            ([2, 0, 0], True, r"row 3 \(counting from 1\): node 0 is listed in row 2 already"),
+            ([2, 0, 3], False, "row 3 .*: node 3, and there are 3 nodes"),
+            (["2", "0", "1"], False, "features.parquet should be integers"),
+            ([2, None, 1], False, "features.parquet row 2 .*: column 'id' has no value"),
+        ],
+    )
+    def test_each_node_has_one(self, tmp_path, ids, map_ids, complaint):
+        source = self.source(tmp_path, features={"id": ids, "x": [1.0, 2.0, 3.0]})
+        with pytest.raises(ValueError, match=complaint):
+            build_dataset(tmp_path / "out", source, IngestOptions(map_ids=map_ids), progress=quiet)
+
+    @pytest.mark.parametrize(
+        ("text", "complaint"),
+        [
+            ("70\n5\n70\n", r"train.txt row 3 .*: node 2 is listed in row 1 already"),
+            ("70\n71\n", r"train.txt row 2 .*: id 71 has no edge"),
+            ("07\n", r"train.txt row 1 .*: id '07' has no edge"),
+        ],
+    )
+    def test_splits_of_mapped_ids(self, tmp_path, text, complaint):
+        (tmp_path / "train.txt").write_text(text)
+        features = {"id": [7, 70, 5], "x": [1.0, 2.0, 3.0]}
+        source = self.source(tmp_path, features=features, edges=((5, 7), (7, 70)), train=tmp_path / "train.txt")
+        with pytest.raises(ValueError, match=complaint):
+            build_dataset(tmp_path / "out", source, IngestOptions(map_ids=True), progress=quiet)
+
+    def test_no_rows_at_all(self, tmp_path):
+        source = self.source(tmp_path, features={"x": pa.array([], pa.float32())})
+        with pytest.raises(ValueError, match=r"features .*features.parquet has no rows"):
+            build_dataset(tmp_path / "out", source, IngestOptions(), progress=quiet)
+
+
+def test_a_bad_id_is_shown_as_it_was(tmp_path):
+    pq.write_table(pa.table({"src": [1.0, 1.5], "dst": [2.0, 3.0]}), tmp_path / "edges.parquet")
+    source = open_source(edges=[tmp_path / "edges.parquet"])
+    with pytest.raises(ValueError, match=r"row 2 \(counting from 1\): value 1.5 of source: .*a whole number, or text"):
+        build_dataset(tmp_path / "out", source, IngestOptions(map_ids=True), progress=quiet)
+    pq.write_table(pa.table({"src": pa.array([1, 2**64 - 1], pa.uint64()), "dst": [2, 3]}), tmp_path / "edges.parquet")
+    with pytest.raises(ValueError, match=r"edges.parquet row 2 .*: id 18446744073709551615 is above 2\^63"):
+        build_dataset(tmp_path / "out", source, IngestOptions(map_ids=True), progress=quiet)

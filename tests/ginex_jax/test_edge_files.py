@@ -13,17 +13,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from ginex_jax.ingest import edge_blocks, edge_text
-from ginex_jax.ingest.edge_blocks import (
-    EdgeBlock,
-    RawEdgeBlock,
-    clean,
-    in_memory_edges,
-    self_loops,
-    with_reverse,
-    without_self_loops,
-)
-from ginex_jax.ingest.edge_files import count_edges, read_edges
+from ginex_jax.ingest import edge_text
+from ginex_jax.ingest.edge_blocks import clean
+from ginex_jax.ingest.edge_files import count_edges, guess_edges, read_edges
+from ginex_jax.ingest.sources import open_source
 
 ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
@@ -126,19 +119,22 @@ def test_text_without_edges(tmp_path, content):
 
 
 BAD_TEXT = [
-    ("src,dst\n1,2\n-1,2\n", r"row 2: value '-1' of source: it should be a whole number from 0 to 9"),
-    ("src,dst\n1,10\n", "row 1: value '10' of target"),
-    ("src,dst\n1,2\n3,4\n5,\n", "row 3: value '' of target"),
-    ("src,dst\n1,2\n3,x7\n", r"row 2: value 'x7' of target: .* \(ids that are text need to be mapped: --map-ids\)"),
-    ("src,dst\n1,2.5\n", "row 1: value '2.5' of target"),
-    ("src,dst\n0x1,2\n", "row 1: value '0x1' of source"),
-    ("src,dst\n1,99999999999999999999999\n", "row 1: value '9+' of target"),
-    ("src,dst\n1,2\n\n3\n4,5\n", "row 2: value '3': 1 columns, and the first row has 2"),
-    ("src,dst\n1,2\n3,4\n5,6,7\n8,-2\n", "row 3: value '5,6,7': 3 columns"),
-    ("src,dst\n1,2\n5,6,7\n8,9\n3,-2\n", "row 2: value '5,6,7': 3 columns"),
-    ("src,dst\n1,2\n3,-2\n5,6,7\n8,9\n", "row 2: value '-2' of target"),
-    ("src,dst\n1\n2\n", "row 1: value '1': 1 columns"),
-    ("1,2\nx,3\n", "row 2: value 'x' of source"),
+    ("src,dst\n1,2\n-1,2\n", r"row 2 .counting from 1.: value '-1' of source: it should be a whole number from 0 to 9"),
+    ("src,dst\n1,10\n", "row 1 .counting from 1.: value '10' of target"),
+    ("src,dst\n1,2\n3,4\n5,\n", "row 3 .counting from 1.: value '' of target"),
+    (
+        "src,dst\n1,2\n3,x7\n",
+        r"row 2 .counting from 1.: value 'x7' of target: .* \(ids that are text need to be mapped: --map-ids\)",
+    ),
+    ("src,dst\n1,2.5\n", "row 1 .counting from 1.: value '2.5' of target"),
+    ("src,dst\n0x1,2\n", "row 1 .counting from 1.: value '0x1' of source"),
+    ("src,dst\n1,99999999999999999999999\n", "row 1 .counting from 1.: value '9+' of target"),
+    ("src,dst\n1,2\n\n3\n4,5\n", "row 2 .counting from 1.: value '3': 1 columns, and the first row has 2"),
+    ("src,dst\n1,2\n3,4\n5,6,7\n8,-2\n", "row 3 .counting from 1.: value '5,6,7': 3 columns"),
+    ("src,dst\n1,2\n5,6,7\n8,9\n3,-2\n", "row 2 .counting from 1.: value '5,6,7': 3 columns"),
+    ("src,dst\n1,2\n3,-2\n5,6,7\n8,9\n", "row 2 .counting from 1.: value '-2' of target"),
+    ("src,dst\n1\n2\n", "row 1 .counting from 1.: value '1': 1 columns"),
+    ("1,2\nx,3\n", "row 2 .counting from 1.: value 'x' of source"),
 ]
 
 
@@ -185,15 +181,18 @@ def test_numbers_as_people_write_them(tmp_path, text):
 
 
 BAD_COLUMNS = {
-    "negative": (pa.array([1, -4]), "row 2: value -4 of target"),
-    "too large": (pa.array([1, 1 << 32]), r"row 2: value 4294967296 of target: .* 0 to 4294967295"),
-    "unsigned": (pa.array([1, 2**64 - 1], pa.uint64()), "row 2: value 18446744073709551615 of target"),
-    "gap": (pa.array([1, None]), "row 2: value missing of target"),
-    "nan": (pa.array([1.0, np.nan]), "row 2: value nan of target"),
-    "fraction": (pa.array([1.0, 1.5]), "row 2: value 1.5 of target"),
-    "text": (pa.array(["1", "b"]), "row 2: value 'b' of target"),
-    "category": (pa.array(["1", "b"]).dictionary_encode(), "row 2: value 'b' of target"),
-    "empty": (pa.nulls(2), "row 1: value missing of target"),
+    "negative": (pa.array([1, -4]), "row 2 .counting from 1.: value -4 of target"),
+    "too large": (pa.array([1, 1 << 32]), r"row 2 .counting from 1.: value 4294967296 of target: .* 0 to 4294967295"),
+    "unsigned": (
+        pa.array([1, 2**64 - 1], pa.uint64()),
+        "row 2 .counting from 1.: value 18446744073709551615 of target",
+    ),
+    "gap": (pa.array([1, None]), "row 2 .counting from 1.: value missing of target"),
+    "nan": (pa.array([1.0, np.nan]), "row 2 .counting from 1.: value nan of target"),
+    "fraction": (pa.array([1.0, 1.5]), "row 2 .counting from 1.: value 1.5 of target"),
+    "text": (pa.array(["1", "b"]), "row 2 .counting from 1.: value 'b' of target"),
+    "category": (pa.array(["1", "b"]).dictionary_encode(), "row 2 .counting from 1.: value 'b' of target"),
+    "empty": (pa.nulls(2), "row 1 .counting from 1.: value missing of target"),
 }
 
 
@@ -209,14 +208,6 @@ def test_bad_rows_of_parquet(tmp_path, kind):
     kept = 0 if kind == "empty" else 1
     assert found == [[1] * kept, [1] * kept, None]
     assert skipped == {"edges": 2 - kept}
-
-
-@pytest.mark.parametrize("weight", [np.nan, np.inf, -1.0, 1e300, None, "nan", "-inf", "heavy", ""])
-def test_bad_weights(weight):
-    raw = RawEdgeBlock(np.arange(3), np.arange(3), np.array([1.0, weight, 0.0], object), "mine", 11)
-    with pytest.raises(ValueError, match=r"^mine row 12: value .* of weight: it should be finite in float32"):
-        clean(raw, num_nodes=None, skip_bad_rows=False)
-    assert joined([clean(raw, num_nodes=None, skip_bad_rows=True)]) == [[0, 2], [0, 2], [1, 0]]
 
 
 @pytest.mark.parametrize("name", ["e.parquet", "e.csv", "e.npz", "index.npz"])
@@ -241,6 +232,12 @@ WRONG_FILES = {
     "plain.csv.gz": (b"1,2\n", ValueError, "damaged"),
     "one.csv": (b"1\n2\n", ValueError, "has 1 columns, and src, dst are wanted"),
     "text.csv": (b"anna,bert\n", ValueError, "first line says anna, bert; a file of text ids needs"),
+    "wide.csv": (
+        b"src,dst," + b"x" * 200_000 + b"\n1,2,3\n",
+        ValueError,
+        "its first line: field larger than field limit",
+    ),
+    "returns.csv": (b"src,dst\r1,2\r3,4\r", ValueError, "its first line: new-line character"),
     "twice.csv": (b"src,src,dst\n1,2,3\n", ValueError, "more than one column 'src'"),
 }
 
@@ -274,48 +271,35 @@ def test_arrays_of_different_lengths(tmp_path):
     npz(tmp_path / "e.npz", src=np.arange(3), dst=np.arange(4))
     with pytest.raises(ValueError, match=r"one length, got \[3, 4\]"):
         read(tmp_path / "e.npz")
-    with pytest.raises(ValueError, match=r"one length, got \[3, 4\]"):
-        list(in_memory_edges(np.arange(3), np.arange(4)))
     with pytest.raises(ValueError, match=r"weights are an array of their own"):
         np.save(tmp_path / "e.npy", np.zeros((4, 2)))
         read(tmp_path / "e.npy", weight_column="w")
+
+
+def test_rows_of_text_are_guessed(tmp_path):
+    text = "".join(f"{number},{number + 1}\n" for number in range(1000, 9000))
+    write_text(tmp_path / "e.csv", text)
+    (tmp_path / "e.csv.gz").write_bytes(gzip.compress(text.encode()))
+    write_text(tmp_path / "empty.csv", "")
+    assert guess_edges([tmp_path / "e.csv"]) == 8000
+    assert 1000 < guess_edges([tmp_path / "e.csv.gz"]) < 16000
+    assert guess_edges([tmp_path / "empty.csv"]) == 0
+
+
+def test_arrays_of_any_name_are_counted(tmp_path):
+    npz(tmp_path / "e.npz", u=np.arange(3), v=np.arange(3), edge_index=np.zeros((2, 5), int))
+    assert count_edges([tmp_path / "e.npz"], source_column="u", target_column="v") == 3
+    assert count_edges([tmp_path / "e.npz"], source_column="u", target_column="w") == 5
+    source = open_source(edges=[tmp_path / "e.npz"], columns=("u", "v", None))
+    assert source.num_edges == 3 and joined(clean(raw, num_nodes=3, skip_bad_rows=False) for raw in source.blocks())
+    with pytest.raises(ValueError, match="two columns, got 'u' for both"):
+        open_source(edges=[tmp_path / "e.npz"], columns=("u", "u", None))
 
 
 def test_parquet_columns_that_are_no_ids(tmp_path):
     parquet(tmp_path / "e.parquet", src=pa.array([[1], [2]]), dst=pa.array([1, 2]))
     with pytest.raises(ValueError, match="column 'src' is list<.*numbers or text are wanted"):
         read(tmp_path / "e.parquet")
-
-
-def test_arrays_in_memory():
-    blocks = list(in_memory_edges(SOURCES, TARGETS, WEIGHTS, edges_per_block=100))
-    assert [block.first_row for block in blocks] == [1, 101, 201, 301, 401, 501]
-    cleaned = [clean(block, num_nodes=1000, skip_bad_rows=False) for block in blocks]
-    assert joined(cleaned) == [SOURCES.tolist(), TARGETS.tolist(), WEIGHTS.tolist()]
-
-
-def test_reversed_edges_follow_their_edges_wherever_blocks_begin():
-    sources, targets = RNG.integers(0, 5, (2, 40))
-    weights = RNG.random(40, np.float32)
-    expected = []
-    for source, target, weight in zip(sources, targets, weights, strict=True):
-        expected += [(source, target, weight)] + ([(target, source, weight)] if source != target else [])
-    whole = EdgeBlock(sources, targets, weights)
-    for size in (1, 7, 40):
-        parts = [EdgeBlock(*(column[i : i + size] for column in whole)) for i in range(0, 40, size)]
-        assert list(zip(*joined(map(with_reverse, parts)), strict=True)) == expected
-    assert with_reverse(EdgeBlock(sources, targets, None)).weights is None
-
-
-def test_self_loops(monkeypatch):
-    monkeypatch.setattr(edge_blocks, "_EDGES_AT_ONCE", 4)
-    assert joined(self_loops(10, True)) == [list(range(10)), list(range(10)), [1.0] * 10]
-    assert joined(self_loops(3, False)) == [[0, 1, 2], [0, 1, 2], None]
-    block = EdgeBlock(np.array([1, 2, 3]), np.array([1, 3, 3]), np.array([1, 2, 3], np.float32))
-    assert joined([without_self_loops(block)]) == [[2], [3], [2.0]]
-    assert without_self_loops(block._replace(weights=None)).weights is None
-    lone = EdgeBlock(np.array([1]), np.array([2]), None)
-    assert without_self_loops(lone) is lone
 
 
 @pytest.mark.parametrize("name", ["e.parquet", "e.csv", "e.npy", "e.npz"])

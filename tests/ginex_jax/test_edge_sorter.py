@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def tiny_memory(monkeypatch):
     monkeypatch.setattr(edge_sorter, "_LEAST_BYTES", 1)
-    monkeypatch.setattr(edge_sorter, "_EDGES_AT_ONCE", 97)
+    monkeypatch.setattr(edge_sorter, "EDGES_AT_ONCE", 97)
 
 
 def sort(folder, targets, sources, weights=None, *, memory_bytes, block=1000):

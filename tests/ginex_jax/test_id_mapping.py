@@ -95,12 +95,12 @@ def test_what_is_no_id_is_a_bad_row():
     mapping = build_mapping([block], PLENTY)
     assert plain(mapping.ids) == ["a", "b", "c"]
     applied = mapping.apply(block)
-    with pytest.raises(ValueError, match="mine row 2: value missing of source"):
+    with pytest.raises(ValueError, match="mine row 2 .counting from 1.: value missing of source"):
         clean(applied, num_nodes=3, skip_bad_rows=False)
     assert clean(applied, num_nodes=3, skip_bad_rows=True).sources.tolist() == [1, 2]
     floats = RawEdgeBlock(np.array([1.5, np.nan, 3.0, np.inf]), np.arange(4), None, "mine", 1)
     assert build_mapping([floats], PLENTY).ids.tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="row 1: value missing of source"):
+    with pytest.raises(ValueError, match="row 1 .counting from 1.: value 1.5 of source"):
         clean(build_mapping([floats], PLENTY).apply(floats), num_nodes=4, skip_bad_rows=False)
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ginex_jax.store import manifest as manifests
 from ginex_jax.store.layout import ArrayLayout
 from ginex_jax.store.manifest import ArrayEntry, Manifest, ShardEntry, read_manifest, write_manifest
 
@@ -37,6 +38,9 @@ def test_round_trip(tmp_path):
         ({"node_order": "random"}, "not known"),
         ({"arrays": {"indptr": entry((4,))}}, "array indices is missing"),
         ({"arrays": {"../other": entry((4,))}}, "not one of"),
+        ({"arrays": {"indptr": entry((4,), "float32"), "indices": entry((5,))}}, r"indptr cannot be float32 \[4\]"),
+        ({"arrays": {"indptr": entry((4, 2)), "indices": entry((5,))}}, r"indptr cannot be int64 \[4, 2\]"),
+        ({"arrays": {"indptr": entry((4,)), "indices": entry((5,)), "labels": entry((3, 2))}}, "labels cannot be"),
     ],
 )
 def test_contradictions(changes, complaint):
@@ -79,6 +83,16 @@ class TestDamage:
     def test_another_format(self, tmp_path):
         self.edited(tmp_path, lambda document: document.update(format="bandwise.anyprec"))
         with pytest.raises(ValueError, match="is not the manifest of a dataset"):
+            read_manifest(tmp_path)
+
+    def test_a_provenance_of_another_kind(self, tmp_path):
+        def edit(document):
+            del document["digest"]
+            document["provenance"] = ["test"]
+            document["digest"] = manifests._digest(document)
+
+        self.edited(tmp_path, edit)
+        with pytest.raises(ValueError, match="its provenance is no object"):
             read_manifest(tmp_path)
 
     @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000])

@@ -209,8 +209,8 @@ def test_a_member_that_claims_too_much_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", b"1,2\n3,4,5\n", "m.csv row 1: 3 values, and row 0 has 2"),
-        ("m.csv", b"1,2\n3,x\n", "m.csv row 1: 'x' in column 1 is not a number"),
+        ("m.csv", b"1,2\n3,4,5\n", "m.csv row 2 .counting from 1.: 3 values, and the first row has 2"),
+        ("m.csv", b"1,2\n3,x\n", "m.csv row 2 .counting from 1.: 'x' in column 1 is not a number"),
         ("m.csv.gz", b"1,2\n", "m.csv.gz is damaged"),
         ("m.npz", b"1,2\n", "m.npz is damaged"),
         ("m.parquet", b"1,2\n", "m.parquet is damaged"),
@@ -231,7 +231,7 @@ def test_parquet_says_what_it_cannot_use(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="column 'name' is string"):
         open_matrix(path)
     pq.write_table(pa.table({"x": [[1.0, 2.0], [3.0]]}), path)
-    with pytest.raises(ValueError, match="m.parquet row 1: 1 values, and row 0 has 2"):
+    with pytest.raises(ValueError, match="m.parquet row 2 .counting from 1.: 1 values, and the first row has 2"):
         list(open_matrix(path).blocks(10))
 
 
@@ -259,11 +259,11 @@ def test_features_are_cast_as_numpy_casts(dtype: type, source_dtype: type) -> No
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),
     [
-        (np.nan, np.float32, "m row 150: value nan in column 2 is not finite"),
-        (-np.inf, np.float32, "m row 150: value -inf in column 2 is not finite"),
-        (1e300, np.float32, "m row 150: value 1e\\+300 in column 2 does not fit float32"),
-        (70000.0, np.float16, "m row 150: value 70000.0 in column 2 does not fit float16"),
-        (3.4e38, ml_dtypes.bfloat16, "m row 150: value 3.4e\\+38 in column 2 does not fit bfloat16"),
+        (np.nan, np.float32, "m row 151 .counting from 1.: value nan in column 2 is not finite"),
+        (-np.inf, np.float32, "m row 151 .counting from 1.: value -inf in column 2 is not finite"),
+        (1e300, np.float32, "m row 151 .counting from 1.: value 1e\\+300 in column 2 does not fit float32"),
+        (70000.0, np.float16, "m row 151 .counting from 1.: value 70000.0 in column 2 does not fit float16"),
+        (3.4e38, ml_dtypes.bfloat16, "m row 151 .counting from 1.: value 3.4e\\+38 in column 2 does not fit bfloat16"),
     ],
 )
 def test_bad_features_are_named_or_zeroed(value: float, dtype: type, message: str) -> None:
@@ -282,7 +282,7 @@ def test_bad_features_are_named_or_zeroed(value: float, dtype: type, message: st
 
 
 def test_text_is_no_feature() -> None:
-    with pytest.raises(ValueError, match="m holds <U3, and numbers are wanted; row 0: value abc"):
+    with pytest.raises(ValueError, match="m holds <U3, and numbers are wanted; row 1 .counting from 1.: value abc"):
         next(feature_blocks(ArrayMatrix(np.array([["abc"]]), name="m"), dtype=FLOAT32))
     with pytest.raises(ValueError, match="features can be float32, float16, bfloat16"):
         next(feature_blocks(ArrayMatrix(MATRIX), dtype=np.dtype(np.int8)))
@@ -315,11 +315,11 @@ def test_tasks_are_float32_with_nan() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.array([0, 1, -2]), "m row 2: label -2 should be a class"),
-        (np.array([0, 1, 0.5]), "m row 2: label 0.5 should be a class"),
-        (np.array([0, 1, np.inf]), "m row 2: label inf should be a class"),
-        (np.array([[0, 1], [0, 1], [0, np.inf]]), "m row 2: label inf in column 1"),
-        (np.array([0, 1, 2**63], np.uint64), "m row 2: label 9223372036854775808"),
+        (np.array([0, 1, -2]), "m row 3 .counting from 1.: label -2 should be a class"),
+        (np.array([0, 1, 0.5]), "m row 3 .counting from 1.: label 0.5 should be a class"),
+        (np.array([0, 1, np.inf]), "m row 3 .counting from 1.: label inf should be a class"),
+        (np.array([[0, 1], [0, 1], [0, np.inf]]), "m row 3 .counting from 1.: label inf in column 1"),
+        (np.array([0, 1, 2**63], np.uint64), "m row 3 .counting from 1.: label 9223372036854775808"),
     ],
 )
 def test_bad_labels_are_named_or_dropped(values: np.ndarray, message: str) -> None:
@@ -333,7 +333,7 @@ def test_bad_labels_are_named_or_dropped(values: np.ndarray, message: str) -> No
 
 
 def test_string_labels_are_refused() -> None:
-    with pytest.raises(ValueError, match="m holds <U3, and numbers are wanted; row 0: value cat"):
+    with pytest.raises(ValueError, match="m holds <U3, and numbers are wanted; row 1 .counting from 1.: value cat"):
         list(label_blocks(ArrayMatrix(np.array(["cat", "dog"]), name="m")))
 
 
@@ -367,9 +367,9 @@ def test_ids_are_read_as_listed(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([5, 10], "row 1: node 10, and there are 10 nodes"),
-        ([5, -1], "row 1: node -1"),
-        ([5, 4, 2, 4, 5], "row 3: node 4 is listed in row 1 already; 2 are repeated"),
+        ([5, 10], "row 2 .counting from 1.: node 10, and there are 10 nodes"),
+        ([5, -1], "row 2 .counting from 1.: node -1"),
+        ([5, 4, 2, 4, 5], "row 4 .counting from 1.: node 4 is listed in row 2 already; 2 are repeated"),
     ],
 )
 def test_bad_ids_are_named(name: str, ids: list[int], message: str, tmp_path: Path) -> None:
@@ -379,11 +379,35 @@ def test_bad_ids_are_named(name: str, ids: list[int], message: str, tmp_path: Pa
 
 def test_ids_are_whole_numbers(tmp_path: Path) -> None:
     (tmp_path / "i.txt").write_text("1\n\ntwo\n")
-    with pytest.raises(ValueError, match="i.txt row 1: 'two' is not a node's number"):
+    with pytest.raises(ValueError, match="i.txt row 2 .counting from 1.: 'two' is not a node's number"):
         read_ids(tmp_path / "i.txt", num_nodes=3)
     np.save(tmp_path / "i.npy", np.array([0.5]))
     with pytest.raises(ValueError, match="i.npy should be integers"):
         read_ids(tmp_path / "i.npy", num_nodes=3)
     pq.write_table(pa.table({"node": [1, None]}), tmp_path / "i.parquet")
-    with pytest.raises(ValueError, match="i.parquet row 1: the id is missing"):
+    with pytest.raises(ValueError, match="i.parquet row 2 .counting from 1.: the id is missing"):
         read_ids(tmp_path / "i.parquet", num_nodes=3)
+
+
+def test_ids_of_text_are_digits_after_a_mark_perhaps(tmp_path: Path) -> None:
+    (tmp_path / "i.txt").write_bytes(b"\xef\xbb\xbf2\r\n\r\n0\r\n")
+    assert read_ids(tmp_path / "i.txt", num_nodes=3).tolist() == [2, 0]
+    (tmp_path / "i.txt").write_bytes(b"0_0\n")
+    with pytest.raises(ValueError, match="row 1 .*: '0_0' is not a node's number"):
+        read_ids(tmp_path / "i.txt", num_nodes=3)
+
+
+def test_ids_of_parquet_are_the_column_id(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1, 1], "id": [2, 0]}), tmp_path / "i.parquet")
+    assert read_ids(tmp_path / "i.parquet", num_nodes=3).tolist() == [2, 0]
+    pq.write_table(pa.table({"id": ["2", "0"]}), tmp_path / "i.parquet")
+    with pytest.raises(ValueError, match="i.parquet should be integers"):
+        read_ids(tmp_path / "i.parquet", num_nodes=3)
+
+
+def test_the_first_line_with_something_in_it_tells_the_width(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(b"\n\r\n1,2\n\n3,4\n")
+    assert np.concatenate(list(open_matrix(tmp_path / "m.csv").blocks(9))).tolist() == [[1, 2], [3, 4]]
+    (tmp_path / "m.csv").write_bytes(b"1,2\n  \n3,4\n")
+    with pytest.raises(ValueError, match="row 2 .*: 1 values, and the first row has 2"):
+        list(open_matrix(tmp_path / "m.csv").blocks(9))

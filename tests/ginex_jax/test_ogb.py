@@ -137,7 +137,10 @@ def test_arrays_that_do_not_fit_are_reported(
 def test_a_bad_edge_is_named(tmp_path: Path) -> None:
     write_text_folder(tmp_path)
     lines = gzip.decompress((tmp_path / "raw" / "edge.csv.gz").read_bytes()).splitlines()
-    for bad, message in ((b"3,x", "row 700: 'x' in column 1"), (b"3", "row 700: 1 values, and row 0 has 2")):
+    for bad, message in (
+        (b"3,x", "row 701 .counting from 1.: 'x' in column 1"),
+        (b"3", "row 701 .counting from 1.: 1 values, and the first row has 2"),
+    ):
         lines[700] = bad
         (tmp_path / "raw" / "edge.csv.gz").write_bytes(gzip.compress(b"\n".join(lines)))
         with pytest.raises(ValueError, match=message):

@@ -76,6 +76,7 @@ def test_a_folder_is_what_was_written(rows_per_block: int, tmp_path: Path) -> No
         ("ty", np.full((4, NUM_CLASSES), 1), "at most one 1"),
         ("ty", np.full((4, NUM_CLASSES), 0.5), "at most one 1"),
         ("y", np.zeros((7, NUM_CLASSES)), "has 7 labels"),
+        ("y", np.zeros(()), "y should be \\[rows, classes\\]"),
         ("graph", {node: [NUM_NODES] for node in range(NUM_NODES)}, "node 0 lists 525"),
         ("graph", {node: [] for node in range(522)}, "node 523, and there are 522 nodes"),
         ("graph", {0: [print]}, "names builtins.print, which is not allowed"),
@@ -93,8 +94,8 @@ def test_files_that_do_not_fit_are_named(suffix: str, value: object, message: st
     ("text", "message"),
     [
         ("520\n521\n523\n3\n", "node 3 is one of the 520"),
-        ("520\n521\n523\n523\n", "row 3: node 523 is listed in row 2"),
-        ("520\n521\n523\nx\n", "row 3: 'x'"),
+        ("520\n521\n523\n523\n", "row 4 .counting from 1.: node 523 is listed in row 3"),
+        ("520\n521\n523\nx\n", "row 4 .counting from 1.: 'x'"),
     ],
 )
 def test_test_ids_are_checked(text: str, message: str, tmp_path: Path) -> None:

@@ -20,6 +20,12 @@ def test_appears_when_the_block_ends(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("path", [".", "folder/..", "/"])
+def test_wants_a_name(path):
+    with pytest.raises(ValueError, match="no name for a new folder"):
+        require_free(Path(path))
+
+
 def test_leaves_nothing_when_the_block_raises(tmp_path):
     with pytest.raises(KeyboardInterrupt), published(tmp_path / "out") as folder:
         (folder / "file").write_text("text")

@@ -84,6 +84,8 @@ DAMAGE = {
     "should be a vector of numbers": {"indices": np.ones((3, 1), int)},
     "data should be a vector of numbers, got complex128": {"data": np.ones(3, complex)},
     "its shape is": {"shape": np.array([3])},
+    "its shape is \\[\\]": {"shape": np.empty(0, int)},
+    "is a nameless matrix": {"format": np.empty(0, "S3")},
     "is no sparse matrix saved by SciPy: it has": {"format": None},
     "has no array 'indices'": {"indices": None},
 }

@@ -1,0 +1,28 @@
+"""How this package compiles: numba, with the same options everywhere. Importing this module imports numba."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """`numba.njit` with IEEE arithmetic and without the lock, kept on disk between runs where numba finds a folder it may write to.
+
+    It compiles again when the file of the function changed; after a change of what it calls in another file, touch its file.
+    """
+    return _compiled(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """As `compiled`, for small functions that are copied to where they are called."""
+    return _compiled(function, forceinline=True)
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+    source = inspect.unwrap(function)  # a type checker may have wrapped it
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy", **options)(source)
+    except RuntimeError:  # there is no such folder
+        return numba.njit(nogil=True, error_model="numpy", **options)(source)

@@ -1,0 +1,222 @@
+"""From a dataset and a byte budget to a loader: samples a few batches to learn what they need, then divides the memory."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from ginex_jax.batch import BatchShape, Block, padded
+from ginex_jax.belady.policies import LruPolicy, NoCache, StaticPolicy
+from ginex_jax.belady.rolling import RollingPlanner
+from ginex_jax.belady.simulation import hottest
+from ginex_jax.belady.steps import CachePolicy
+from ginex_jax.features import FeatureStore
+from ginex_jax.graph import Graph
+from ginex_jax.pipeline.disk_loader import DiskLoader
+from ginex_jax.pipeline.memory_split import Demand, MemorySplit, best_split, candidate_splits
+from ginex_jax.pipeline.packed_batch import PackedBatch, pack, unpack
+from ginex_jax.sampling.config import SamplerConfig
+from ginex_jax.sampling.shapes import PILOT_EPOCH, pilot
+from ginex_jax.sampling.source import sampled, shape_for
+from ginex_jax.store.dataset import Dataset
+from ginex_jax.store.pinned_lists import would_choose
+from ginex_jax.store.stored_graph import StoredGraph
+
+PolicyName: TypeAlias = Literal["belady", "lru", "static", "none"]
+Phase: TypeAlias = Callable[[str], None]
+
+_SAMPLES = 8  # batches that the split is judged by
+_NUM_USES = 1 << 16  # uses are counted up to this when rows are ranked
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedLoader:
+    """A loader and how its memory is divided."""
+
+    loader: DiskLoader
+    split: MemorySplit
+
+
+def open_loader(
+    dataset: Dataset,
+    nodes: Int64[np.ndarray, " nodes"],
+    config: SamplerConfig,
+    *,
+    memory_bytes: int,
+    reserved_bytes: int = 0,
+    policy: PolicyName = "belady",
+    steps: int = 2**63 - 1,
+    shapes: Sequence[BatchShape] | None = None,
+    num_samplers: int = 2,
+    phase: Phase = lambda name: None,
+) -> OpenedLoader:
+    """Opens a dataset for training within a budget.
+
+    Neighbour lists and feature rows share what other parts leave: of several divisions the one that needs the fewest reads from disk
+    for a few sampled batches, by how often nodes occur as neighbours.
+
+    Args:
+      dataset: with features.
+      nodes: the seed nodes of every epoch.
+      config: of sampling.
+      memory_bytes: for all that the loader holds: lists, cache, tables, batches on their way, buffers. The interpreter and its libraries
+        come on top.
+      reserved_bytes: of these, what others need: labels, parameters, the compiled step.
+      policy: which rows the cache keeps; "belady" looks ahead.
+      steps: of the whole run, if known: there is no use in looking further ahead.
+      shapes: those of `pilot`, if known: of a run that goes on.
+      num_samplers: threads that sample.
+      phase: told what is being done, for whoever waits.
+
+    Raises:
+      ValueError: no features, or too little memory; the message says how much is needed.
+      OSError: the disk failed.
+
+    Time: one pass over the neighbour lists where they do not all fit, some 24 sampled batches, and reading the lists to be kept.
+    """
+    features = dataset.open_features()  # of its own: its counts are the run's
+    if features is None:
+        raise ValueError(f"{dataset.path} has no features: training needs some")
+    graph = dataset.graph
+    phase("counting neighbours")
+    uses = graph.count_uses()
+    phase("sampling a few batches")
+    graph.pin(memory_bytes // 4, uses=uses)
+    shapes = pilot(graph, nodes, config) if shapes is None else tuple(shapes)
+    samples = _samples(graph, nodes, config)
+    demand = _demand(graph, features, samples, shapes, config, policy, num_samplers, reserved_bytes, steps)
+    splits = candidate_splits(memory_bytes, demand)
+    split = best_split(splits, _expected_reads(graph, uses, samples, splits, cached=policy != "none"))
+    phase("reading neighbour lists")
+    lists = _with_lists(dataset, graph, uses, split, all_bytes=demand.list_bytes)
+    loader = DiskLoader(
+        lists,
+        features,
+        nodes,
+        config,
+        shapes,
+        make_policy=_policy_maker(policy, split, uses),
+        ring_rows=split.ring_rows,
+        num_samplers=num_samplers,
+    )
+    return OpenedLoader(loader, split)
+
+
+def _samples(graph: Graph, nodes: Int64[np.ndarray, " nodes"], config: SamplerConfig) -> list[PackedBatch]:
+    num_batches = -(-len(nodes) // config.batch_size)
+    numbers = [divmod(number, num_batches) for number in range(_SAMPLES)]
+    return [pack(sampled(graph, nodes, config, PILOT_EPOCH - epoch, index)) for epoch, index in numbers]
+
+
+def _demand(
+    graph: StoredGraph,
+    features: FeatureStore,
+    samples: Sequence[PackedBatch],
+    shapes: Sequence[BatchShape],
+    config: SamplerConfig,
+    policy: PolicyName,
+    num_samplers: int,
+    reserved_bytes: int,
+    steps: int,
+) -> Demand:
+    largest = max(samples, key=lambda batch: len(batch.node_ids))
+    all_fixed = None not in config.fanouts
+    # With all neighbours a batch may be the whole graph; memory is kept for four times what was seen.
+    largest_shape = shapes[-1] if all_fixed or len(shapes) == 1 else shapes[-2]
+    node_bytes, slot_bytes = _TABLE_BYTES[policy]
+    return Demand(
+        graph_bytes=graph.indptr.nbytes,
+        list_bytes=graph.num_edges * graph.edge_bytes,
+        reserved_bytes=reserved_bytes,
+        row_bytes=features.shape[1] * features.dtype.itemsize,
+        num_rows=graph.num_nodes,
+        policy_node_bytes=node_bytes,
+        policy_slot_bytes=slot_bytes,
+        batch_rows=shape_for(largest.shape, shapes).level_sizes[-1],
+        largest_batch_rows=largest_shape.level_sizes[-1],
+        batch_bytes=largest.nbytes,
+        padded_batch_bytes=_padded_bytes(largest, shapes),
+        num_samplers=num_samplers,
+        lookahead=policy == "belady",
+        steps=steps,
+    )
+
+
+def _padded_bytes(batch: PackedBatch, shapes: Sequence[BatchShape]) -> int:
+    blocks = padded(unpack(batch), shape_for(batch.shape, shapes)).blocks
+    arrays = [
+        array
+        for block in blocks
+        for table in ((block,) if isinstance(block, Block) else (*block.tables, *block.combines, block[2:]))
+        for array in table
+    ]
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+def _expected_reads(
+    graph: StoredGraph,
+    uses: Integer[np.ndarray, " nodes"],
+    samples: Sequence[PackedBatch],
+    splits: Sequence[MemorySplit],
+    *,
+    cached: bool,
+) -> list[float]:
+    """Reads of a batch: lists that are not in memory, hop by hop, and rows that a cache of the most used ones would not hold."""
+    rows = np.concatenate([batch.node_ids for batch in samples]).astype(np.int64)
+    lists = np.concatenate([batch.node_ids[:size] for batch in samples for size in batch.level_sizes[:-1]])
+    lists = lists.astype(np.int64)
+    lists = lists[graph.indptr[lists + 1] > graph.indptr[lists]]
+    sizes = [split.lists for split in splits]
+    pinned = would_choose(graph.indptr, uses, lists, edge_bytes=graph.edge_bytes, memory_bytes=sizes)
+    cold = _cold_rows(uses, uses[rows], [split.capacity if cached else 0 for split in splits])
+    all_lists = graph.num_edges * graph.edge_bytes
+    list_reads = [
+        0 if split.lists >= all_lists else int((~chosen).sum()) for split, chosen in zip(splits, pinned, strict=True)
+    ]
+    return [(reads + missed) / len(samples) for reads, missed in zip(list_reads, cold, strict=True)]
+
+
+def _cold_rows(
+    uses: Integer[np.ndarray, " nodes"], row_uses: Integer[np.ndarray, " rows"], capacities: Sequence[int]
+) -> list[int]:
+    """How many of the rows are not among the `capacity` most used ones, for each capacity."""
+    counts = np.zeros(_NUM_USES, np.int64)
+    for start in range(0, len(uses), 1 << 20):
+        counts += np.bincount(np.minimum(uses[start : start + (1 << 20)], _NUM_USES - 1), minlength=_NUM_USES)
+    hottest = np.cumsum(counts[::-1])  # nodes used at least so often, from the most used down
+    rows = np.bincount(np.minimum(row_uses, _NUM_USES - 1), minlength=_NUM_USES)[::-1]
+    held = np.concatenate([[0], np.cumsum(rows)])
+    return [len(row_uses) - int(held[np.searchsorted(hottest, capacity, side="right")]) for capacity in capacities]
+
+
+def _with_lists(
+    dataset: Dataset, graph: StoredGraph, uses: Integer[np.ndarray, " nodes"], split: MemorySplit, *, all_bytes: int
+) -> Graph:
+    if split.lists >= all_bytes:
+        graph.pin(0)
+        return dataset.load_graph()
+    graph.pin(split.lists, uses=uses)
+    return graph
+
+
+def _policy_maker(
+    policy: PolicyName, split: MemorySplit, uses: Integer[np.ndarray, " nodes"]
+) -> Callable[[], CachePolicy]:
+    num_nodes = len(uses)
+    if policy == "none" or split.capacity == 0:
+        return NoCache
+    if policy == "lru":
+        return functools.partial(LruPolicy, capacity=split.capacity, num_nodes=num_nodes)
+    if policy == "static":
+        return functools.partial(StaticPolicy, hottest(uses, split.capacity), num_nodes=num_nodes)
+    window = split.window
+    return functools.partial(
+        RollingPlanner, capacity=split.capacity, num_nodes=num_nodes, window=window, commit=-(-window // 2)
+    )
+
+
+# Of each policy, bytes a node and bytes a slot; their `nbytes` says the same afterwards.
+_TABLE_BYTES: dict[PolicyName, tuple[int, int]] = {"belady": (10, 12), "lru": (4, 16), "static": (4, 1), "none": (0, 0)}

@@ -1,0 +1,44 @@
+"""The installed commands end quietly at Ctrl-C, also while their packages are imported."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("command", ["anyprec", "ginex"])
+def test_ctrl_c_during_imports(tmp_path, command):
+    package = tmp_path / f"{command}_jax"
+    package.mkdir()
+    (package / "__init__.py").write_text("import os, time; os.write(1, b'.'); time.sleep(600)")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import bandwise_commands; bandwise_commands.{command}()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        os.read(process.stdout.fileno(), 1)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate()
+    assert (process.returncode, messages) == (130, b"interrupted\n")
+
+
+@pytest.mark.parametrize("command", ["anyprec", "ginex"])
+def test_a_command_runs(command):
+    program = f"import bandwise_commands; bandwise_commands.{command}()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert command in done.stdout
+
+
+def test_what_comes_before_the_imports_is_light():
+    program = "import sys; before = set(sys.modules); import bandwise_commands; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "numpy" not in done.stdout and "jax" not in done.stdout
