@@ -8,10 +8,7 @@ from jaxtyping import Bool, Int64, Integer, Shaped
 
 from ginex_jax.batch import Block, DegreeBlock, DegreeTable, MiniBatch, row_owners
 from ginex_jax.features import require_within
-from ginex_jax.graph import Graph
-from ginex_jax.sampling.degree_blocks import list_positions
 
-_LISTS_AT_ONCE = 1 << 16
 _MAX_NODES = 3_037_000_499  # whose square is below 2**63
 
 
@@ -64,21 +61,6 @@ def edge_set(edges: Int64[np.ndarray, "edges 2"], num_nodes: int, *, both_direct
     if both_directions:
         keys = np.concatenate([keys, edges[:, 0] * num_nodes + edges[:, 1]])
     return EdgeSet(np.unique(keys), num_nodes)
-
-
-def degrees_without(graph: Graph, excluded: EdgeSet) -> Int64[np.ndarray, " nodes"]:
-    """Every node's in-neighbours that the set does not exclude, repeated edges counted each.
-
-    What `node_data` of GCN is to be made of where edges are held out. Reads the lists that the set points to.
-    """
-    degrees = np.diff(graph.indptr)
-    targets = np.unique(excluded.keys // excluded.num_nodes)
-    for some in np.split(targets, np.arange(_LISTS_AT_ONCE, len(targets), _LISTS_AT_ONCE)):
-        lengths = graph.indptr[some + 1] - graph.indptr[some]
-        owners = np.repeat(some, lengths)
-        neighbors = graph.neighbors_at(list_positions(graph.indptr[some], lengths)).astype(np.int64)
-        np.subtract.at(degrees, owners[excluded.contains(neighbors, owners)], 1)
-    return degrees
 
 
 def without_edges(batch: MiniBatch, excluded: EdgeSet) -> MiniBatch:

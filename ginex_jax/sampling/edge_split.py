@@ -1,4 +1,4 @@
-"""Edges for training, validation and test. Importing this module imports numba."""
+"""Edges for training, validation and test."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ginex_jax.graph import Graph
-from ginex_jax.random_numbers import batch_key, compiled, hashed, uniform
 
 _SPLIT = 2**64 - 2  # in the place of a batch
 
@@ -57,9 +56,12 @@ def split_edges(
 
 def edge_numbers(edges: Int64[np.ndarray, "edges 2"], seed: int, *, undirected: bool) -> Float64[np.ndarray, " edges"]:
     """A number for every edge, uniform between 0 and 1, the same wherever the edge stands and, if `undirected`, for its reverse."""
+    from ginex_jax.random_numbers import batch_key
+    from ginex_jax.sampling.kernels import number_pairs
+
     ends = np.sort(edges, axis=1) if undirected else edges
     numbers = np.empty(len(edges), np.float64)
-    _fill(batch_key(seed, 0, _SPLIT), np.ascontiguousarray(ends), numbers)
+    number_pairs(batch_key(seed, 0, _SPLIT), np.ascontiguousarray(ends), numbers)
     return numbers
 
 
@@ -68,9 +70,3 @@ def edges_of(graph: Graph) -> Int64[np.ndarray, "edges 2"]:
     targets = np.repeat(np.arange(graph.num_nodes), np.diff(graph.indptr))
     sources = graph.neighbors_at(np.arange(graph.num_edges))
     return np.stack([sources.astype(np.int64), targets], axis=1)
-
-
-@compiled
-def _fill(key, ends, numbers):
-    for i in range(len(ends)):
-        numbers[i] = uniform(hashed(key, ends[i, 0]), ends[i, 1])

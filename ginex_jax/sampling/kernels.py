@@ -159,3 +159,10 @@ def draw_nodes(key, first, first_draw, num_nodes, drawn):
         row_key = hashed(key, first + i)
         for j in range(drawn.shape[1]):
             drawn[i, j] = bounded(row_key, first_draw + j, num_nodes)
+
+
+@compiled
+def number_pairs(key, pairs, numbers):
+    """Numbers between 0 and 1, each a function of the pair of nodes in its row."""
+    for i in range(len(pairs)):
+        numbers[i] = uniform(hashed(key, pairs[i, 0]), pairs[i, 1])

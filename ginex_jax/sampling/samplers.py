@@ -132,8 +132,9 @@ class LinkSampler:
     """The neighbourhoods of the ends of links, without the edges that are to be predicted.
 
     The seeds of a mini-batch are those of `Links.seed_nodes`, so that it says itself which nodes belong together. Out of every hop are
-    masked: the target edges of the mini-batch, all shards, in both directions if undirected; and held-out edges. A node's in-degree in
-    the whole graph, which GCN divides by, still counts them: see `degrees_without`.
+    masked: the target edges of the mini-batch, all shards, in both directions if undirected; and held-out edges. What is drawn and then
+    masked is not drawn again; to draw among the other edges only, give a graph that `graph_without` made, and no `held_out`. Its
+    `indptr` also has the in-degrees that GCN is to divide by: those of the graph itself would count the held-out edges.
     """
 
     def __init__(

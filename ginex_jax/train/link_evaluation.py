@@ -8,7 +8,6 @@ from jaxtyping import Float, Float32, Int64
 
 from ginex_jax.features import FeatureStore
 from ginex_jax.pipeline.loading import Loader
-from ginex_jax.random_numbers import batch_key
 from ginex_jax.sampling.edge_set import EdgeSet
 from ginex_jax.sampling.links import Links, uniform_negatives
 from ginex_jax.train.inputs import NodeArrays, StepInputs, step_inputs
@@ -47,6 +46,8 @@ def evaluation_links(
     Args:
       avoid: edges that no negative should be: those of the graph, for a filtered rank.
     """
+    from ginex_jax.random_numbers import batch_key
+
     sources, targets = (np.ascontiguousarray(ends) for ends in edges.T)
     key = int(batch_key(seed, 0, _EVALUATION))
     return Links(sources, targets, uniform_negatives(sources, num_negatives, num_nodes=num_nodes, key=key, avoid=avoid))
