@@ -211,7 +211,7 @@ def _edges(block: Block | DegreeBlock, hop: int) -> tuple[np.ndarray, np.ndarray
     if isinstance(block, Block):
         lists = [(block.neighbors, block.mask, block.weights, np.arange(block.num_destinations))]
     else:
-        owners = _owners(block)
+        owners = row_owners(block)
         starts = np.cumsum((1, *block.num_rows.tables))
         lists = [
             (table.entries, table.mask, table.weights, owners[start:])
@@ -226,7 +226,7 @@ def _edges(block: Block | DegreeBlock, hop: int) -> tuple[np.ndarray, np.ndarray
     return senders, receivers, np.full(len(senders), hop, np.int32), weights
 
 
-def _owners(block: DegreeBlock) -> Int64[np.ndarray, " rows"]:
+def row_owners(block: DegreeBlock) -> Int64[np.ndarray, " rows"]:
     """The destination of every row of the tables and combines; 0 for padding."""
     owners = np.zeros(1 + sum(block.num_rows.tables) + sum(block.num_rows.combines), np.int64)
     owners[block.rows] = np.arange(block.num_destinations)

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from ginex_jax.batch import BatchShape
+from ginex_jax.batch import BatchShape, padded
 from ginex_jax.features import FeatureStore
 from ginex_jax.graph import Graph
 from ginex_jax.pipeline.loading import BatchReport, LoadedBatch, check_steps
 from ginex_jax.sampling.config import SamplerConfig
-from ginex_jax.sampling.shapes import to_state
-from ginex_jax.sampling.source import BatchSource
+from ginex_jax.sampling.samplers import BatchSampler, NodeSampler
+from ginex_jax.sampling.source import shape_for
 
 
 class MemoryLoader:
@@ -27,28 +27,40 @@ class MemoryLoader:
         config: SamplerConfig,
         shapes: Sequence[BatchShape],
     ) -> None:
-        """Takes what `BatchSource` takes, and the features.
+        """Takes what `NodeSampler` takes, and the features.
 
         Raises:
-          ValueError: as `BatchSource`; or the features are not one row for each node.
+          ValueError: as `NodeSampler`; or the features are not one row for each node.
         """
-        if features.shape[0] != graph.num_nodes:
-            raise ValueError(f"features should be one row for each of {graph.num_nodes} nodes, got {features.shape}")
-        self._graph, self._features, self._nodes, self._config = graph, features, nodes, config
-        self._shapes = tuple(shapes)
-        self._steps_per_epoch = len(self._source(0))
+        self._read_by(NodeSampler(graph, nodes, config, shapes=shapes), features)
+
+    @classmethod
+    def of(cls, sampler: BatchSampler, features: FeatureStore) -> "MemoryLoader":
+        """The mini-batches of any sampler.
+
+        Raises:
+          ValueError: the features are not one row for each node.
+        """
+        loader = cls.__new__(cls)
+        loader._read_by(sampler, features)
+        return loader
+
+    def _read_by(self, sampler: BatchSampler, features: FeatureStore) -> None:
+        if features.shape[0] != sampler.num_nodes:
+            raise ValueError(f"features should be one row for each of {sampler.num_nodes} nodes, got {features.shape}")
+        self._sampler, self._features = sampler, features
 
     @property
     def steps_per_epoch(self) -> int:
-        return self._steps_per_epoch
+        return self._sampler.steps_per_epoch
 
     @property
     def shapes(self) -> tuple[BatchShape, ...]:
-        return self._shapes
+        return self._sampler.shapes
 
     @property
     def sampler_state(self) -> dict[str, Any]:
-        return to_state(self._config, self._shapes)
+        return self._sampler.state
 
     def stream(self, first_step: int, stop_step: int) -> "MemoryStream":
         check_steps(first_step, stop_step)
@@ -56,17 +68,15 @@ class MemoryLoader:
 
     def load(self, step: int) -> LoadedBatch:
         """The batch of one step."""
-        epoch, index = divmod(step, self._steps_per_epoch)
-        batch = self._source(epoch)[index]
+        epoch, index = divmod(step, self.steps_per_epoch)
+        batch = self._sampler.sampled(epoch, index)
+        batch = padded(batch, shape_for(batch.shape, self.shapes))
         features = np.empty((batch.shape.level_sizes[-1], self._features.shape[1]), self._features.dtype)
         self._features.read_rows(batch.node_ids, out=features)
         num_rows = len(batch.node_ids)
         features[num_rows:] = 0
         report = BatchReport(rows=num_rows, misses=num_rows)
         return LoadedBatch(step=step, epoch=epoch, index=index, batch=batch, features=features, report=report)
-
-    def _source(self, epoch: int) -> BatchSource:
-        return BatchSource(self._graph, self._nodes, self._config, epoch, self._shapes)
 
 
 class MemoryStream:

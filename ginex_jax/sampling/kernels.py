@@ -150,3 +150,19 @@ def sample_hop(
             for j in range(counts[i - row]):
                 neighbors[i, j], num_known = _local_id(nodes[i - row, j], node_ids, num_known, table, shift)
     return num_rows, num_known
+
+
+@compiled
+def draw_nodes(key, first, first_draw, num_nodes, drawn):
+    """Fills row i of `drawn` with nodes, uniform and independent, from number `first_draw` on of the stream of row `first + i`."""
+    for i in range(drawn.shape[0]):
+        row_key = hashed(key, first + i)
+        for j in range(drawn.shape[1]):
+            drawn[i, j] = bounded(row_key, first_draw + j, num_nodes)
+
+
+@compiled
+def number_pairs(key, pairs, numbers):
+    """Numbers between 0 and 1, each a function of the pair of nodes in its row."""
+    for i in range(len(pairs)):
+        numbers[i] = uniform(hashed(key, pairs[i, 0]), pairs[i, 1])

@@ -1,13 +1,13 @@
 """The few static shapes that the mini-batches of a run are padded to; and the sampler's state, which holds them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from ginex_jax.batch import COMBINE_WIDTHS, TABLE_WIDTHS, BatchShape, DegreeRows
+from ginex_jax.batch import COMBINE_WIDTHS, TABLE_WIDTHS, BatchShape, DegreeRows, MiniBatch
 from ginex_jax.graph import Graph
 from ginex_jax.sampling.config import SamplerConfig
 from ginex_jax.sampling.degree_blocks import count_rows
@@ -36,12 +36,19 @@ def pilot(graph: Graph, nodes: Int64[np.ndarray, " nodes"], config: SamplerConfi
     """
     from ginex_jax.sampling.source import sampled
 
-    last = _largest(graph, config)
     num_batches = -(-len(nodes) // config.batch_size)
+    return pilot_shapes(graph, config, num_batches, lambda epoch, index: sampled(graph, nodes, config, epoch, index))
+
+
+def pilot_shapes(
+    graph: Graph, config: SamplerConfig, num_batches: int, sample: Callable[[int, int], MiniBatch]
+) -> tuple[BatchShape, ...]:
+    """As `pilot`, for the mini-batches that `sample(epoch, index)` gives, `num_batches` an epoch."""
     if num_batches == 0:
         raise ValueError("there should be at least one seed node")
+    last = _largest(graph, config)
     numbers = [divmod(number, num_batches) for number in range(_PILOT_BATCHES)]
-    seen = [sampled(graph, nodes, config, PILOT_EPOCH - epoch, index).shape for epoch, index in numbers]
+    seen = [sample(PILOT_EPOCH - epoch, index).shape for epoch, index in numbers]
     top = np.max([shape.sizes for shape in seen], axis=0).tolist()
     shapes = [_sized(last, [_rounded(size, margin) for size in top]) for margin in _MARGINS] + [last]
     return tuple(shape for i, shape in enumerate(shapes) if shape not in shapes[:i])

@@ -4,7 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
-TASKS = ("single-label", "multi-label")
+LINK_TASKS = ("links", "directed-links")
+TASKS = ("single-label", "multi-label", *LINK_TASKS)
 
 # A run may be resumed with other values of these: they do not change what a step computes.
 FREE_FIELDS = ("epochs", "patience", "checkpoint_every")
@@ -17,7 +18,8 @@ class TrainConfig:
     Dropout and the type that layers compute in belong to the model; the loss is always float32.
 
     Attributes:
-      task: one class a node, or any number of yes-or-no labels.
+      task: one class a node, any number of yes-or-no labels, or which pairs of nodes are linked, where the order of the two does not or
+        does matter (`ginex_jax.train.link_scores`).
       learning_rate: of Adam.
       weight_decay: L2 regularization: this times the parameters is added to the gradient, as in Kipf and Welling (ICLR 2017).
       epochs: at most.

@@ -10,11 +10,13 @@ import numpy as np
 
 from ginex_jax.models.initialization import initial_parameters
 from ginex_jax.pipeline.loading import LoadedBatch, Loader
+from ginex_jax.pipeline.sharded_loader import ShardedBatch, ShardedLoader
 from ginex_jax.train.config import TrainConfig
-from ginex_jax.train.inputs import NodeArrays, step_inputs
+from ginex_jax.train.devices import Devices, OneDevice
+from ginex_jax.train.inputs import NodeArrays
 from ginex_jax.train.metrics import Tally
 from ginex_jax.train.run_log import RunLog, SeveralLogs
-from ginex_jax.train.step import Params, TrainState, compiled_step, initial_state, random_keys
+from ginex_jax.train.step import Params, TrainState, initial_state, random_keys
 
 _SECONDS_BETWEEN = 10.0  # checkpoints at ends of epochs: epochs may take milliseconds
 
@@ -76,7 +78,7 @@ class FitResult(NamedTuple):
 
 def fit(
     model: Any,
-    loader: Loader,
+    loader: Loader | ShardedLoader,
     nodes: NodeArrays,
     config: TrainConfig,
     *,
@@ -86,6 +88,7 @@ def fit(
     log: RunLog | None = None,
     report: Callable[[Update], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    devices: Devices | None = None,
 ) -> FitResult:
     """Trains from the last checkpoint, or from the beginning where there is none, to the end.
 
@@ -102,12 +105,16 @@ def fit(
       log: gets a record every `config.log_every` steps and at ends of epochs, and one for each evaluation.
       report: called after every step.
       stop: asked after every step; once it says True, a checkpoint is written and the loop ends.
+      devices: a `DataParallel`, and the loader is a `ShardedLoader` then; one device if not given. With several processes all of them
+        restore and evaluate, and the first one writes checkpoints and the log.
 
     Raises:
       ValueError: the checkpoint does not fit, the loss is no longer finite, or labels and model do not fit.
       OSError: reading or writing failed. The last checkpoint is left as it was.
     """
-    return _Loop(model, loader, nodes, config, num_features, evaluate, checkpoints, log, report, stop).run()
+    return _Loop(
+        model, loader, nodes, config, num_features, evaluate, checkpoints, log, report, stop, devices or OneDevice()
+    ).run()
 
 
 class _Loop:
@@ -116,7 +123,7 @@ class _Loop:
     def __init__(
         self,
         model: Any,
-        loader: Loader,
+        loader: Loader | ShardedLoader,
         nodes: NodeArrays,
         config: TrainConfig,
         num_features: int,
@@ -125,17 +132,19 @@ class _Loop:
         log: RunLog | None,
         report: Callable[[Update], None] | None,
         stop: Callable[[], bool] | None,
+        devices: Devices,
     ) -> None:
         self._loader, self._nodes, self._config = loader, nodes, config
         self._evaluate = evaluate if config.eval_every else None
         self._checkpoints, self._report, self._stop = checkpoints, report, stop
-        self._log = SeveralLogs() if log is None else log
-        self._step = compiled_step(model, config)
+        self._log = SeveralLogs() if log is None or not devices.is_first else log
+        self._devices, self._step = devices, devices.compiled_step(model, config)
         first_key, self._dropout_key = random_keys(config.seed)
         first = initial_parameters(model, num_features, first_key)
-        self._state, self._progress = self._restored(initial_state(first, config))
+        state, self._progress = self._restored(initial_state(first, config))
+        self._state = devices.replicated(state)
         self._num_steps = config.epochs * loader.steps_per_epoch
-        self._in_flight: tuple[LoadedBatch, jax.Array] | None = None
+        self._in_flight: tuple[LoadedBatch | ShardedBatch, jax.Array] | None = None
         self._best: Params = None  # not yet written
         self._best_known: Params = None
         self._started = self._logged = self._saved = time.monotonic()
@@ -154,7 +163,7 @@ class _Loop:
                         self._take(loaded)
                         if self._is_over:
                             break
-                        if interrupted := self._stop is not None and self._stop():
+                        if interrupted := self._stop is not None and self._devices.any(self._stop()):
                             break
                 finally:
                     self._settle()  # before the stream takes the memory back that a step still reads
@@ -162,10 +171,11 @@ class _Loop:
         scores = progress.best_score, progress.best_step
         return FitResult(self._best_params(), progress.step, *scores, interrupted, self._is_out_of_patience)
 
-    def _take(self, loaded: LoadedBatch) -> None:
+    def _take(self, loaded: LoadedBatch | ShardedBatch) -> None:
         """One step, and what is due after it."""
         progress, config = self._progress, self._config
-        state, loss = self._step(self._state, step_inputs(loaded, self._nodes), loaded.step, self._dropout_key)
+        inputs = self._devices.inputs(loaded, self._nodes, self._loader.shapes)
+        state, loss = self._step(self._state, inputs, loaded.step, self._dropout_key)
         self._settle()  # the step before; this one is under way
         self._state, self._in_flight = state, (loaded, loss)
         progress.step += 1
@@ -213,12 +223,12 @@ class _Loop:
             }
         )
         self._update = self._update._replace(loss=metrics.loss, rows_per_second=rate, hit_rate=hit_rate)
-        self._state = self._state._replace(metrics=Tally.zero())
+        self._state = self._state._replace(metrics=self._devices.replicated(Tally.zero()))
         progress.rows, progress.misses, self._logged = 0, 0, now
 
     def _write_evaluation(self, epoch: int, evaluate: Callable[[Params], float]) -> None:
         progress, start = self._progress, time.monotonic()
-        score = float(evaluate(self._state.params))
+        score = float(evaluate(on_host(self._state.params)))
         is_best = progress.best_score is None or score > progress.best_score
         if is_best:
             progress.best_score, progress.best_step, progress.evaluations_since = score, progress.step, 0
@@ -236,6 +246,8 @@ class _Loop:
         if self._checkpoints is None:
             return
         self._settle()
+        if not self._devices.is_first:
+            return
         progress = dataclasses.asdict(self._progress)
         if self._best is not None and self._progress.best_step is not None:
             self._checkpoints.save_best(self._progress.best_step, self._best, progress)

@@ -8,12 +8,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Float32, Int32, Shaped
 
+from ginex_jax.train.config import LINK_TASKS
+from ginex_jax.train.link_scores import link_scores, ordered_pairs
+
 
 class Tally(NamedTuple):
     """Sums over labelled targets; those of two batches add up.
 
     The score is hits / (hits + errors). With one label a node these are right and wrong predictions, and the score is the accuracy. With
-    many, hits are twice the true positives and errors the false positives and negatives, and the score is the micro-averaged F1.
+    many, hits are twice the true positives and errors the false positives and negatives, and the score is the micro-averaged F1. Of links
+    every pair of a target edge and one of its negatives counts twice, and the score is how often the edge is above, ties as a half: an
+    estimate of the AUC.
     """
 
     loss_sum: Float32[Array | np.ndarray, ""]
@@ -37,13 +42,13 @@ class Tally(NamedTuple):
         return int(self.hits) / max(int(self.hits) + int(self.errors), 1)
 
 
-def tally(logits: Float[Array, "seeds outputs"], targets: Shaped[Array | np.ndarray, "seeds ..."], task: str) -> Tally:
+def tally(logits: Float[Array, "seeds outputs"], targets: Shaped[Array | np.ndarray, "..."], task: str) -> Tally:
     """Loss and score of one batch, in float32.
 
     Args:
       logits: one row a seed.
       targets: int32 [seeds], -1 for no label: softmax cross-entropy. Or float32 [seeds, outputs], NaN for no label: the sigmoid's binary
-        cross-entropy of each output.
+        cross-entropy of each output. For links, those of `link_targets`: the same of each pair's score.
 
     Returns:
       Sums over what is labelled; no gradient flows through what is not.
@@ -56,9 +61,13 @@ def tally(logits: Float[Array, "seeds outputs"], targets: Shaped[Array | np.ndar
         hits = (jnp.argmax(logits, axis=1) == targets) & labelled
         errors = labelled & ~hits
         return _sums(losses, labelled, jnp.sum(hits), jnp.sum(errors))
+    if task in LINK_TASKS:
+        logits = link_scores(logits.reshape(len(targets), -1, logits.shape[1]), task)
     labelled = ~jnp.isnan(targets)
     wanted = jnp.where(labelled, targets, 0)
     losses = optax.sigmoid_binary_cross_entropy(logits, wanted)
+    if task in LINK_TASKS:
+        return _sums(losses, labelled, *ordered_pairs(logits, labelled))
     predicted, positive = (logits > 0) & labelled, wanted > 0.5
     return _sums(losses, labelled, 2 * jnp.sum(predicted & positive), jnp.sum(predicted ^ positive))
 
