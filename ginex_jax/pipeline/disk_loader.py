@@ -4,27 +4,25 @@ import collections
 import concurrent.futures
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Integer
 
 from ginex_jax.batch import BatchShape, padded
 from ginex_jax.belady.steps import CachePolicy
 from ginex_jax.features import FeatureStore
 from ginex_jax.gather.feature_cache import FeatureCache
 from ginex_jax.gather.row_ring import Region, RowRing
-from ginex_jax.graph import Graph
 from ginex_jax.pipeline.line import Channel, Line, StageTimes, StoppedError
 from ginex_jax.pipeline.loading import BatchReport, LoadedBatch, check_steps
 from ginex_jax.pipeline.packed_batch import PackedBatch, pack, unpack
 from ginex_jax.pipeline.reading import FeatureReader, Planned, Reading, assemble
 from ginex_jax.pipeline.report import StageReport, StreamReport, difference
-from ginex_jax.sampling.config import SamplerConfig
-from ginex_jax.sampling.shapes import to_state
-from ginex_jax.sampling.source import sampled, shape_for
+from ginex_jax.sampling.samplers import BatchSampler
+from ginex_jax.sampling.source import shape_for
 
 _PLANNED_AHEAD = 8  # batches between planner and reader
 _LOADED_AHEAD = 1
@@ -39,11 +37,8 @@ class DiskLoader:
 
     def __init__(
         self,
-        graph: Graph,
+        sampler: BatchSampler,
         features: FeatureStore,
-        nodes: Int64[np.ndarray, " nodes"],
-        config: SamplerConfig,
-        shapes: Sequence[BatchShape],
         *,
         make_policy: Callable[[], CachePolicy],
         ring_rows: int,
@@ -52,11 +47,8 @@ class DiskLoader:
         """Takes open stores; allocates the cache and the ring.
 
         Args:
-          graph: sampled by several threads at once.
+          sampler: of the mini-batches; used by several threads at once.
           features: a row for each node of the graph.
-          nodes: the seed nodes of every epoch.
-          config: of sampling.
-          shapes: those of `pilot`.
           make_policy: the cache policy, empty at first.
           ring_rows: rows in memory for batches on their way; at least those of the largest batch.
           num_samplers: threads that sample.
@@ -64,30 +56,26 @@ class DiskLoader:
         Raises:
           ValueError: the arguments do not fit together.
         """
-        if len(nodes) == 0:
-            raise ValueError("there should be at least one seed node")
-        if features.shape[0] != graph.num_nodes:
-            raise ValueError(f"features should have a row for each of {graph.num_nodes} nodes, got {features.shape}")
+        if features.shape[0] != sampler.num_nodes:
+            raise ValueError(f"features should have a row for each of {sampler.num_nodes} nodes, got {features.shape}")
         if num_samplers < 1:
             raise ValueError(f"num_samplers should be at least 1, got {num_samplers}")
-        self._steps_per_epoch = -(-len(nodes) // config.batch_size)
-        self._shapes, self._config = tuple(shapes), config
-        self._graph, self._nodes, self._make_policy = graph, nodes, make_policy
+        self._sampler, self._make_policy = sampler, make_policy
         self.features, self.num_samplers, self.policy = features, num_samplers, make_policy()
         self.cache = FeatureCache(self.policy.capacity, features.shape[1], features.dtype)
         self.ring = RowRing(ring_rows, features.shape[1], features.dtype)
 
     @property
     def steps_per_epoch(self) -> int:
-        return self._steps_per_epoch
+        return self._sampler.steps_per_epoch
 
     @property
     def shapes(self) -> tuple[BatchShape, ...]:
-        return self._shapes
+        return self._sampler.shapes
 
     @property
     def sampler_state(self) -> dict[str, Any]:
-        return to_state(self._config, self._shapes)
+        return self._sampler.state
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +94,7 @@ class DiskLoader:
     def sample(self, step: int) -> PackedBatch:
         """The batch of a step, without features."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        return pack(sampled(self._graph, self._nodes, self._config, epoch, index))
+        return pack(self._sampler.sampled(epoch, index))
 
     def start_over(self) -> None:
         """Empties cache and ring, but for batches handed out: what was planned and not carried out is forgotten."""

@@ -5,10 +5,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
+import jax
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Integer
 
-from ginex_jax.batch import BatchShape, Block, padded
+from ginex_jax.batch import BatchShape, padded
 from ginex_jax.belady.policies import LruPolicy, NoCache, StaticPolicy
 from ginex_jax.belady.rolling import RollingPlanner
 from ginex_jax.belady.simulation import hottest
@@ -18,9 +19,9 @@ from ginex_jax.graph import Graph
 from ginex_jax.pipeline.disk_loader import DiskLoader
 from ginex_jax.pipeline.memory_split import Demand, MemorySplit, best_split, candidate_splits
 from ginex_jax.pipeline.packed_batch import PackedBatch, pack, unpack
-from ginex_jax.sampling.config import SamplerConfig
-from ginex_jax.sampling.shapes import PILOT_EPOCH, pilot
-from ginex_jax.sampling.source import sampled, shape_for
+from ginex_jax.sampling.samplers import BatchSampler
+from ginex_jax.sampling.shapes import PILOT_EPOCH
+from ginex_jax.sampling.source import shape_for
 from ginex_jax.store.dataset import Dataset
 from ginex_jax.store.pinned_lists import would_choose
 from ginex_jax.store.stored_graph import StoredGraph
@@ -42,8 +43,7 @@ class OpenedLoader:
 
 def open_loader(
     dataset: Dataset,
-    nodes: Int64[np.ndarray, " nodes"],
-    config: SamplerConfig,
+    make_sampler: Callable[[Graph, Sequence[BatchShape] | None], BatchSampler],
     *,
     memory_bytes: int,
     reserved_bytes: int = 0,
@@ -60,14 +60,13 @@ def open_loader(
 
     Args:
       dataset: with features.
-      nodes: the seed nodes of every epoch.
-      config: of sampling.
+      make_sampler: of the run's mini-batches, from a graph and, once they are known, their shapes: a `NodeSampler`, say.
       memory_bytes: for all that the loader holds: lists, cache, tables, batches on their way, buffers. The interpreter and its libraries
         come on top.
       reserved_bytes: of these, what others need: labels, parameters, the compiled step.
       policy: which rows the cache keeps; "belady" looks ahead.
       steps: of the whole run, if known: there is no use in looking further ahead.
-      shapes: those of `pilot`, if known: of a run that goes on.
+      shapes: those of the sampler of a run that goes on.
       num_samplers: threads that sample.
       phase: told what is being done, for whoever waits.
 
@@ -75,29 +74,26 @@ def open_loader(
       ValueError: no features, or too little memory; the message says how much is needed.
       OSError: the disk failed.
 
-    Time: one pass over the neighbour lists where they do not all fit, some 24 sampled batches, and reading the lists to be kept.
+    Time: one pass over the neighbour lists, some 24 sampled batches, and reading the lists to be kept.
     """
     features = dataset.open_features()  # of its own: its counts are the run's
     if features is None:
-        raise ValueError(f"{dataset.path} has no features: training needs some")
+        raise ValueError(f"{dataset.path} has no features: ingest it again with --features")
     graph = dataset.graph
     phase("counting neighbours")
     uses = graph.count_uses()
     phase("sampling a few batches")
     graph.pin(memory_bytes // 4, uses=uses)
-    shapes = pilot(graph, nodes, config) if shapes is None else tuple(shapes)
-    samples = _samples(graph, nodes, config)
-    demand = _demand(graph, features, samples, shapes, config, policy, num_samplers, reserved_bytes, steps)
+    sampler = make_sampler(graph, shapes)
+    samples = _samples(sampler)
+    demand = _demand(graph, features, samples, sampler.shapes, policy, num_samplers, reserved_bytes, steps)
     splits = candidate_splits(memory_bytes, demand)
     split = best_split(splits, _expected_reads(graph, uses, samples, splits, cached=policy != "none"))
     phase("reading neighbour lists")
     lists = _with_lists(dataset, graph, uses, split, all_bytes=demand.list_bytes)
     loader = DiskLoader(
-        lists,
+        make_sampler(lists, sampler.shapes),
         features,
-        nodes,
-        config,
-        shapes,
         make_policy=_policy_maker(policy, split, uses),
         ring_rows=split.ring_rows,
         num_samplers=num_samplers,
@@ -105,10 +101,9 @@ def open_loader(
     return OpenedLoader(loader, split)
 
 
-def _samples(graph: Graph, nodes: Int64[np.ndarray, " nodes"], config: SamplerConfig) -> list[PackedBatch]:
-    num_batches = -(-len(nodes) // config.batch_size)
-    numbers = [divmod(number, num_batches) for number in range(_SAMPLES)]
-    return [pack(sampled(graph, nodes, config, PILOT_EPOCH - epoch, index)) for epoch, index in numbers]
+def _samples(sampler: BatchSampler) -> list[PackedBatch]:
+    numbers = [divmod(number, sampler.steps_per_epoch) for number in range(_SAMPLES)]
+    return [pack(sampler.sampled(PILOT_EPOCH - epoch, index)) for epoch, index in numbers]
 
 
 def _demand(
@@ -116,16 +111,15 @@ def _demand(
     features: FeatureStore,
     samples: Sequence[PackedBatch],
     shapes: Sequence[BatchShape],
-    config: SamplerConfig,
     policy: PolicyName,
     num_samplers: int,
     reserved_bytes: int,
     steps: int,
 ) -> Demand:
     largest = max(samples, key=lambda batch: len(batch.node_ids))
-    all_fixed = None not in config.fanouts
     # With all neighbours a batch may be the whole graph; memory is kept for four times what was seen.
-    largest_shape = shapes[-1] if all_fixed or len(shapes) == 1 else shapes[-2]
+    is_bounded = all(rows is None for rows in shapes[-1].degree_rows)
+    largest_shape = shapes[-1] if is_bounded or len(shapes) == 1 else shapes[-2]
     node_bytes, slot_bytes = _TABLE_BYTES[policy]
     return Demand(
         graph_bytes=graph.indptr.nbytes,
@@ -147,13 +141,7 @@ def _demand(
 
 def _padded_bytes(batch: PackedBatch, shapes: Sequence[BatchShape]) -> int:
     blocks = padded(unpack(batch), shape_for(batch.shape, shapes)).blocks
-    arrays = [
-        array
-        for block in blocks
-        for table in ((block,) if isinstance(block, Block) else (*block.tables, *block.combines, block[2:]))
-        for array in table
-    ]
-    return sum(array.nbytes for array in arrays if array is not None)
+    return sum(array.nbytes for array in jax.tree.leaves(blocks))
 
 
 def _expected_reads(

@@ -16,6 +16,7 @@ from ginex_jax.pipeline.disk_loader import DiskLoader
 from ginex_jax.pipeline.loading import LoadedBatch, Loader
 from ginex_jax.pipeline.memory_loader import MemoryLoader
 from ginex_jax.sampling.config import SamplerConfig
+from ginex_jax.sampling.samplers import NodeSampler
 from ginex_jax.sampling.shapes import pilot
 
 NUM_NODES, NUM_EDGES, WIDTH = 2000, 16_000, 8
@@ -46,7 +47,8 @@ RING_ROWS = 4 * SHAPES[-1].level_sizes[-1]
 def disk_loader(policy: str = "belady", **changes: object) -> DiskLoader:
     arguments = {"make_policy": POLICIES[policy], "ring_rows": RING_ROWS, "features": ArrayFeatures(FEATURES)} | changes
     features = arguments.pop("features")
-    return DiskLoader(GRAPH, features, NODES, CONFIG, SHAPES, **arguments)  # pyright: ignore[reportArgumentType]
+    sampler = NodeSampler(GRAPH, NODES, CONFIG, shapes=SHAPES)
+    return DiskLoader(sampler, features, **arguments)  # pyright: ignore[reportArgumentType]
 
 
 def memory_loader() -> MemoryLoader:
@@ -158,9 +160,8 @@ def test_a_failing_disk_ends_the_run_with_its_own_traceback() -> None:
 
 def test_a_failing_sampler_ends_the_run() -> None:
     bad_nodes = np.array([NUM_NODES + 1])
-    loader = DiskLoader(
-        GRAPH, ArrayFeatures(FEATURES), bad_nodes, CONFIG, SHAPES, make_policy=NoCache, ring_rows=RING_ROWS
-    )
+    sampler = NodeSampler(GRAPH, bad_nodes, CONFIG, shapes=SHAPES)
+    loader = DiskLoader(sampler, ArrayFeatures(FEATURES), make_policy=NoCache, ring_rows=RING_ROWS)
     with pytest.raises(ValueError, match="seed nodes"), loader.stream(0, 1) as stream:
         next(stream)
     assert_no_threads()

@@ -3,15 +3,19 @@
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ginex_jax.batch import BatchShape
+from ginex_jax.graph import Graph
 from ginex_jax.ingest.rmat_dataset import RmatOptions, generate_rmat
 from ginex_jax.pipeline.memory_loader import MemoryLoader
 from ginex_jax.pipeline.opening import PolicyName, open_loader
 from ginex_jax.sampling.config import SamplerConfig
+from ginex_jax.sampling.samplers import NodeSampler
 from ginex_jax.store.dataset import Dataset, open_dataset
 
 CONFIG = SamplerConfig(fanouts=(5, 5), batch_size=64, seed=3)
@@ -30,8 +34,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def least(dataset: Dataset) -> int:
     with pytest.raises(ValueError, match="are the least") as caught:
-        open_loader(dataset, nodes(dataset), CONFIG, memory_bytes=1)
+        open_loader(dataset, node_sampler(nodes(dataset)), memory_bytes=1)
     return int(str(caught.value).split("too few: ")[1].split(" ")[0].replace(",", ""))
+
+
+def node_sampler(seeds: np.ndarray) -> Callable[[Graph, Sequence[BatchShape] | None], NodeSampler]:
+    return lambda graph, shapes: NodeSampler(graph, seeds, CONFIG, shapes=shapes)
 
 
 def nodes(dataset: Dataset) -> np.ndarray:
@@ -43,7 +51,7 @@ def nodes(dataset: Dataset) -> np.ndarray:
 @pytest.mark.parametrize("extra_bytes", [0, 1 << 20, 1 << 30])
 def test_the_same_bits_for_any_budget_and_policy(dataset: Dataset, policy: PolicyName, extra_bytes: int) -> None:
     budget = least(dataset) + extra_bytes
-    opened = open_loader(dataset, nodes(dataset), CONFIG, memory_bytes=budget, policy=policy)
+    opened = open_loader(dataset, node_sampler(nodes(dataset)), memory_bytes=budget, policy=policy)
     assert opened.split.total <= budget
     assert dataset.features is not None
     twin = MemoryLoader(dataset.load_graph(), dataset.features, nodes(dataset), CONFIG, opened.loader.shapes)
@@ -58,8 +66,8 @@ def test_the_same_bits_for_any_budget_and_policy(dataset: Dataset, policy: Polic
 
 
 def test_the_shapes_of_a_run_that_goes_on_are_kept(dataset: Dataset) -> None:
-    first = open_loader(dataset, nodes(dataset), CONFIG, memory_bytes=1 << 30).loader
-    again = open_loader(dataset, nodes(dataset), CONFIG, memory_bytes=1 << 30, shapes=first.shapes).loader
+    first = open_loader(dataset, node_sampler(nodes(dataset)), memory_bytes=1 << 30).loader
+    again = open_loader(dataset, node_sampler(nodes(dataset)), memory_bytes=1 << 30, shapes=first.shapes).loader
     assert again.sampler_state == first.sampler_state
 
 
@@ -68,7 +76,7 @@ def test_a_dataset_without_features_is_refused(tmp_path: Path) -> None:
         tmp_path / "bare", RmatOptions(scale=8, edge_factor=4, seed=0), progress=lambda phase, done, total: None
     )
     with pytest.raises(ValueError, match="has no features"):
-        open_loader(open_dataset(tmp_path / "bare"), np.arange(4), CONFIG, memory_bytes=1 << 30)
+        open_loader(open_dataset(tmp_path / "bare"), node_sampler(np.arange(4)), memory_bytes=1 << 30)
 
 
 def test_peak_memory_stays_within_the_budget(tmp_path: Path) -> None:
@@ -81,6 +89,7 @@ def test_peak_memory_stays_within_the_budget(tmp_path: Path) -> None:
         from pathlib import Path
         from ginex_jax.pipeline.opening import open_loader
         from ginex_jax.sampling.config import SamplerConfig
+        from ginex_jax.sampling.samplers import NodeSampler
         from ginex_jax.store.dataset import open_dataset
 
         def status(name):
@@ -90,7 +99,8 @@ def test_peak_memory_stays_within_the_budget(tmp_path: Path) -> None:
         def run(path, memory_bytes, steps):
             dataset = open_dataset(path)
             config = SamplerConfig(fanouts=(10, 10), batch_size=256)
-            opened = open_loader(dataset, np.arange(2**16), config, memory_bytes=memory_bytes, steps=steps)
+            sampler_of = lambda graph, shapes: NodeSampler(graph, np.arange(2**16), config, shapes=shapes)
+            opened = open_loader(dataset, sampler_of, memory_bytes=memory_bytes, steps=steps)
             with opened.loader.stream(0, steps) as stream:
                 for loaded in stream:
                     loaded.release()
