@@ -9,7 +9,7 @@ from jaxtyping import Int32, Int64, Integer
 from ginex_jax.belady.next_use_queue import NOTHING, NextUseQueue, fill, new_queue, take_step
 from ginex_jax.belady.steps import CachePlan, CacheStep
 from ginex_jax.features import require_within
-from ginex_jax.random_numbers import compiled
+from ginex_jax.random_numbers import compiled_bare
 
 MAX_NODES = 2**31 - 1  # a node id takes 4 bytes in every table
 MAX_BATCHES = 2**30
@@ -162,7 +162,7 @@ def _go_back(
         raise ValueError(f"ids of batch {batch} should be distinct, and {ids[duplicate]} is there twice")
 
 
-@compiled
+@compiled_bare
 def _find_next_uses(ids, batch, next_use, found):
     """Goes one batch back: `next_use` has the next batch of every node, or -1. Returns the place of an id that is there twice, or -1."""
     for i in range(len(ids)):

@@ -11,6 +11,7 @@ from rich.console import Console
 
 USER_ERROR = 2
 INTERRUPTED = 130
+_EXTRAS = {"pyarrow": "ingest", "matplotlib": "plot"}
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -31,9 +32,10 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
             messages.print(f"error: {_one_line(error)}", markup=False)
             raise typer.Exit(USER_ERROR) from error
         except ModuleNotFoundError as error:
-            if error.name != "pyarrow":
+            if error.name not in _EXTRAS:
                 raise
-            messages.print("error: this needs pyarrow: pip install 'bandwise[ingest]'", markup=False)
+            message = f"error: this needs {error.name}: pip install 'bandwise[{_EXTRAS[error.name]}]'"
+            messages.print(message, markup=False)
             raise typer.Exit(USER_ERROR) from error
 
     return wrapped
