@@ -4,8 +4,8 @@
 
 One thread. The trace is made of mini-batches of distinct ids whose popularity falls with a power of the rank. `plan_cache` returns every
 step's slots; `RollingPlanner` yields them, and moves on by half a window; libCacheSim, which decides after every request, answers hit or
-miss, is told the time of each next access beforehand, which is not counted, and gets the first `--peer-accesses` of the trace, because it is
-called from Python once a request. The second table is the one in which windows matter: rows read, filling included, over accesses. Writes
+miss, is told the time of each next access beforehand, which is not counted, and gets the first `--peer-accesses` of the trace, because
+it is called from Python once a request. The second table is the one in which windows matter: rows read, filling included, over accesses. Writes
 results/ginex_plan.json.
 """
 
@@ -96,7 +96,7 @@ def libcachesim_belady(trace: list[np.ndarray], capacity: int, count: int) -> tu
         next_access[time] = last.get(ids[time], 1 << 62)
         last[ids[time]] = time
     requests = [
-        libcachesim.Request(obj_id=node, obj_size=1, next_access_vtime=time)
+        libcachesim.Request(obj_id=node, obj_size=1, next_access_vtime=time)  # pyright: ignore[reportCallIssue]
         for node, time in zip(ids, next_access, strict=True)
     ]
 

@@ -77,7 +77,7 @@ def test_it_looks_no_further_than_it_says():
             nonlocal taken
             for ids in trace:
                 taken += 1
-                yield ids  # noqa: B031
+                yield ids
 
         rolling = RollingPlanner(capacity=50, num_nodes=2000, window=window, commit=commit)
         assert rolling.lookahead == window
