@@ -4,6 +4,9 @@ from ginex_jax.batch import BatchShape as BatchShape
 from ginex_jax.batch import Block as Block
 from ginex_jax.batch import DegreeBlock as DegreeBlock
 from ginex_jax.batch import MiniBatch as MiniBatch
+from ginex_jax.belady.steps import CachePlan as CachePlan
+from ginex_jax.belady.steps import CachePolicy as CachePolicy
+from ginex_jax.belady.steps import CacheStep as CacheStep
 from ginex_jax.features import ArrayFeatures as ArrayFeatures
 from ginex_jax.features import FeatureStore as FeatureStore
 from ginex_jax.features import ReadStats as ReadStats

@@ -20,6 +20,16 @@ def inlined(function: Callable[..., Any]) -> Any:
     return _compiled(function, forceinline=True)
 
 
+def compiled_bare(function: Callable[..., Any]) -> Any:
+    """As `compiled`, for functions that make no array: references to arrays are not counted, which costs more than small work on many."""
+    return _compiled(function, _nrt=False)
+
+
+def inlined_bare(function: Callable[..., Any]) -> Any:
+    """As `inlined`, for functions that make no array."""
+    return _compiled(function, forceinline=True, _nrt=False)
+
+
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     source = inspect.unwrap(function)  # a type checker may have wrapped it
     try:

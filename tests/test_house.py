@@ -79,7 +79,8 @@ FENCES = {
     "typer": {"cli"},
     "rich": {"cli"},
     "argparse": {"cli"},
-    "matplotlib": set(),
+    # Where `ginex plan` draws what it found.
+    "matplotlib": {"cli"},
     "torch": set(),
     "transformers": set(),
 }

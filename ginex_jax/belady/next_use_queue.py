@@ -17,7 +17,7 @@ from jaxtyping import Int32, Int64, UInt64
 from numba import types
 from numba.extending import intrinsic
 
-from ginex_jax.compilation import compiled, inlined
+from ginex_jax.compilation import compiled_bare, inlined_bare
 
 GRADES = 256  # of rows without a known next use
 NOTHING = -1
@@ -102,7 +102,7 @@ def _highest_bit(typing_context: Any, word: Any) -> Any:
 _highest = intrinsic(inspect.unwrap(_highest_bit))
 
 
-@inlined
+@inlined_bare
 def grade(priority):
     """A number below GRADES that rises with the priority, an int in [0, 2**32): exact to 16, to one part in 8 beyond."""
     if priority < 16:
@@ -111,13 +111,13 @@ def grade(priority):
     return octave * 8 + (np.int64(priority) >> octave)
 
 
-@inlined
+@inlined_bare
 def unused_bucket(queue, priority):
     """That of rows without a known next use: those of low grades come last and leave first."""
     return queue.heads.shape[1] - 1 - grade(priority)
 
 
-@inlined
+@inlined_bare
 def _place(queue, bucket):
     """Block, and number within it."""
     span = (queue.heads.shape[1] - GRADES) // 2
@@ -125,7 +125,7 @@ def _place(queue, bucket):
     return block, bucket - block * span
 
 
-@inlined
+@inlined_bare
 def _mark(queue, bucket):
     block, number = _place(queue, bucket)
     for level in range(len(queue.levels)):
@@ -137,7 +137,7 @@ def _mark(queue, bucket):
         number >>= 6
 
 
-@inlined
+@inlined_bare
 def _unmark_if_empty(queue, bucket):
     if queue.heads[0, bucket] != NOTHING or queue.heads[1, bucket] != NOTHING:
         return
@@ -150,7 +150,7 @@ def _unmark_if_empty(queue, bucket):
         number >>= 6
 
 
-@inlined
+@inlined_bare
 def _last_of(queue, block):
     top = len(queue.levels) - 1
     if queue.bits[block, queue.levels[top]] == _0:
@@ -161,7 +161,7 @@ def _last_of(queue, block):
     return number
 
 
-@inlined
+@inlined_bare
 def _furthest(queue, current):
     """The bucket used last, for the bucket of the current batch; there should be one that is not empty."""
     span = (queue.heads.shape[1] - GRADES) // 2
@@ -175,7 +175,7 @@ def _furthest(queue, current):
     return now * span + _last_of(queue, now)
 
 
-@inlined
+@inlined_bare
 def _push(queue, bucket, slot):
     top = queue.heads[0, bucket]
     if top == NOTHING or top % _CHUNK == _CHUNK - 1:
@@ -189,7 +189,7 @@ def _push(queue, bucket, slot):
     queue.heads[0, bucket] = top + 1
 
 
-@inlined
+@inlined_bare
 def _pop(queue, bucket):
     top = queue.heads[0, bucket]
     slot = queue.pool[top]
@@ -205,7 +205,7 @@ def _pop(queue, bucket):
     return slot
 
 
-@inlined
+@inlined_bare
 def _empty(queue, bucket):
     top = queue.heads[0, bucket]
     while top != NOTHING:
@@ -216,7 +216,7 @@ def _empty(queue, bucket):
     _unmark_if_empty(queue, bucket)
 
 
-@compiled
+@compiled_bare
 def rebuild(queue):
     """Files every slot, of movable ones, in its bucket anew, between batches: no entry is stale then. O(slots + buckets)."""
     queue.counters[_STALE] = 0
@@ -230,7 +230,7 @@ def rebuild(queue):
             _push(queue, queue.bucket_of[slot], slot)
 
 
-@inlined
+@inlined_bare
 def file_slot(queue, bucket, slot):
     """Puts a slot into a bucket."""
     if len(queue.bucket_of):
@@ -238,14 +238,14 @@ def file_slot(queue, bucket, slot):
     _push(queue, bucket, slot)
 
 
-@inlined
+@inlined_bare
 def move_slot(queue, bucket, slot):
     """Puts a movable slot into another bucket; its entry in the old one is passed over when its turn comes."""
     queue.counters[_STALE] += 1
     file_slot(queue, bucket, slot)
 
 
-@inlined
+@inlined_bare
 def make_room_to_move(queue, count):
     """To be called before that many slots are moved. O(1) a move in the long run."""
     num_slots = len(queue.ids)
@@ -253,7 +253,7 @@ def make_room_to_move(queue, count):
         rebuild(queue)
 
 
-@inlined
+@inlined_bare
 def _fill_slot(queue, bucket, node):
     """Keeps a node in a free slot, of which there should be one."""
     if queue.counters[_FREE_SLOTS] > 0:
@@ -269,7 +269,7 @@ def _fill_slot(queue, bucket, node):
     return slot
 
 
-@inlined
+@inlined_bare
 def _evict_from(queue, bucket):
     slot = _pop(queue, bucket)
     if len(queue.bucket_of):
@@ -284,7 +284,7 @@ def _evict_from(queue, bucket):
     queue.counters[_SIZE] -= 1
 
 
-@compiled
+@compiled_bare
 def fill(queue, ids, next_uses, priorities):
     """The first contents of an empty cache; arguments as those of `take_step`."""
     for i in range(len(ids)):
@@ -294,7 +294,7 @@ def fill(queue, ids, next_uses, priorities):
         _fill_slot(queue, bucket, ids[i])
 
 
-@compiled
+@compiled_bare
 def take_step(queue, current, ids, next_uses, priorities, keep_unused, links, hits):
     """One batch: finds the hits, and keeps those of the cached and the fresh rows that are used soonest. Returns the number of misses.
 

@@ -8,8 +8,8 @@ from jaxtyping import Int32, Int64, Integer
 
 from ginex_jax.belady.next_use_queue import NOTHING, NextUseQueue, fill, new_queue, take_step
 from ginex_jax.belady.steps import CachePlan, CacheStep
-from ginex_jax.compilation import compiled
 from ginex_jax.features import require_within
+from ginex_jax.compilation import compiled_bare
 
 MAX_NODES = 2**31 - 1  # a node id takes 4 bytes in every table
 MAX_BATCHES = 2**30
@@ -141,13 +141,12 @@ def _first_used(
     trace: Sequence[Integer[np.ndarray, " _"]], first_uses: Int32[np.ndarray, " nodes"], count: int
 ) -> Int64[np.ndarray, " held"]:
     """The first distinct ids of a trace in the order of access."""
-    found: list[np.ndarray] = []
+    found, known = np.empty(count, np.int64), 0
     for batch, ids in enumerate(trace):
-        if count == 0:
+        if known == count:
             break
-        found.append(ids[first_uses[ids] == batch][:count].astype(np.int64))
-        count -= len(found[-1])
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+        known = _collect_first(ids, batch, first_uses, found, known)
+    return found[:known].copy()
 
 
 def _go_back(
@@ -162,7 +161,7 @@ def _go_back(
         raise ValueError(f"ids of batch {batch} should be distinct, and {ids[duplicate]} is there twice")
 
 
-@compiled
+@compiled_bare
 def _find_next_uses(ids, batch, next_use, found):
     """Goes one batch back: `next_use` has the next batch of every node, or -1. Returns the place of an id that is there twice, or -1."""
     for i in range(len(ids)):
@@ -172,3 +171,15 @@ def _find_next_uses(ids, batch, next_use, found):
         if found[i] == batch:
             return i
     return -1
+
+
+@compiled_bare
+def _collect_first(ids, batch, first_uses, found, known):
+    """Adds the ids whose first use is this batch, while there is room; returns how many there are."""
+    for i in range(len(ids)):
+        if known == len(found):
+            break
+        if first_uses[ids[i]] == batch:
+            found[known] = ids[i]
+            known += 1
+    return known

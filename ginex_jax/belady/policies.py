@@ -7,8 +7,8 @@ from jaxtyping import Integer
 
 from ginex_jax.belady.planning import checked_sizes
 from ginex_jax.belady.steps import CacheStep
-from ginex_jax.compilation import compiled
 from ginex_jax.features import require_within
+from ginex_jax.compilation import compiled_bare
 
 _NEWEST, _OLDEST, _SIZE = range(3)  # entries of `_ends`
 
@@ -98,7 +98,7 @@ def _new_step(ids: Integer[np.ndarray, " nodes"], num_nodes: int) -> CacheStep:
     return CacheStep(*(np.full(len(ids), -1, np.int32) for _ in range(2)))
 
 
-@compiled
+@compiled_bare
 def _use_recent(ids, slot_of, nodes, older, newer, written, ends, hits, writes):
     """Slots as a list from the newest to the oldest."""
     for i in range(len(ids)):

@@ -20,8 +20,8 @@ from ginex_jax.belady.next_use_queue import (
 )
 from ginex_jax.belady.planning import MAX_BATCHES, checked_sizes
 from ginex_jax.belady.steps import CacheStep
-from ginex_jax.compilation import compiled
 from ginex_jax.features import require_within
+from ginex_jax.compilation import compiled_bare
 
 _LEAST_RING = 1 << 12
 _MAX_RING = 2**31 - 1
@@ -153,7 +153,7 @@ class RollingPlanner:
         rebuild(self._cache)
 
 
-@compiled
+@compiled_bare
 def _look_at(cache, bucket, ids, start, ring, last_place, uses):
     """Makes a batch the next use of what was last used before it. Returns the place of an id that is there twice, or -1.
 
@@ -179,21 +179,21 @@ def _look_at(cache, bucket, ids, start, ring, last_place, uses):
     return duplicate
 
 
-@compiled
+@compiled_bare
 def _leave_view(ids, next_uses, last_place):
     for i in range(len(ids)):
         if next_uses[i] == NOTHING:
             last_place[ids[i]] = NOTHING
 
 
-@compiled
+@compiled_bare
 def _move(ids, next_uses, start, last_place):
     for i in range(len(ids)):
         if next_uses[i] == NOTHING:
             last_place[ids[i]] = start + i
 
 
-@compiled
+@compiled_bare
 def _call_all_unused(cache, uses):
     for slot in range(len(cache.ids)):
         if cache.ids[slot] != NOTHING:

@@ -40,7 +40,8 @@ def simulate(
     Raises:
       ValueError: an argument is out of range, or a batch has an id twice.
 
-    Time O(accesses), and once O(nodes), without `hot_ids` O(nodes log nodes). Memory: at most 18 bytes a node; for "belady" 4 an access.
+    Time O(accesses), and once O(nodes), without `hot_ids` O(nodes log nodes). Memory at most 18 bytes a node, and for "belady" 4 an
+    access.
     """
     capacity, num_nodes = checked_sizes(capacity, num_nodes)
     if policy == "belady" and window is None:

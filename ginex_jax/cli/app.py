@@ -15,6 +15,7 @@ from ginex_jax.cli.byte_sizes import parse_bytes
 from ginex_jax.cli.errors import INTERRUPTED, USER_ERROR, messages, reporting_errors
 from ginex_jax.cli.infer import infer
 from ginex_jax.cli.interrupts import remember_interrupts
+from ginex_jax.cli.plan import plan
 from ginex_jax.cli.progress import progress_reports
 from ginex_jax.cli.train import train
 
@@ -29,6 +30,7 @@ generate = typer.Typer(help="Make a synthetic graph.", no_args_is_help=True)
 app.add_typer(generate, name="generate")
 app.command(epilog="Example: ginex train graph --model sage --fanouts 10,10 --epochs 3 --out run")(train)
 app.command(epilog="Example: ginex infer run graph --split test --out predictions.npy")(infer)
+app.command(epilog="Example: ginex plan graph --cache 1GiB --cache 4GiB --fanouts 10,10,10 --plot misses.png")(plan)
 
 Out = Annotated[Path, typer.Argument(help="The dataset to write: a new folder.", show_default=False)]
 Memory = Annotated[str, typer.Option(help="Most memory to use, 500 MB of libraries aside: 512MiB, 8GB ...")]

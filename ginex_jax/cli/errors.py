@@ -13,7 +13,7 @@ from ginex_jax.cli.interrupts import was_interrupted
 
 USER_ERROR = 2
 INTERRUPTED = 130
-_EXTRAS = {"pyarrow": "ingest", "tensorboard": "tensorboard"}
+_EXTRAS = {"pyarrow": "ingest", "matplotlib": "plot", "tensorboard": "tensorboard"}
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
