@@ -44,8 +44,8 @@ class DegreeBlock(NamedTuple):
         sums   = concatenate([sums, row sums of these sums for each of combines])
         result = sums[rows]
 
-    A list longer than the widest table is cut into rows of it, and a row of `combines` names the pieces. Row 0 is the sum over nothing,
-    for destinations without neighbours and padding. The widths are TABLE_WIDTHS and COMBINE_WIDTHS; tables may be empty.
+    A list longer than the widest table is cut into rows of it, one after the other, and a row of `combines` names the pieces. Row 0 is the
+    sum over nothing, for destinations without neighbours and padding. The widths are TABLE_WIDTHS and COMBINE_WIDTHS; tables may be empty.
     `ginex_jax.sampling.aggregation.aggregate_sum` computes it.
     """
 

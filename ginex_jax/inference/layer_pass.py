@@ -29,7 +29,7 @@ from ginex_jax.store.direct_reads import aligned_bytes
 # and after padding; of an edge for its position, and its neighbour on the way from the disk.
 _SOURCE_BYTES, _PLACE_BYTES, _EDGE_BYTES = 210, 10, 40
 _MAX_PROGRAMS = 64  # kept for the next call: a model is evaluated after every epoch
-_HALVINGS = 4  # programs for the same tables: with room for all sources that there can be, half as many, and so on
+_SHIFTS = (0, 2)  # programs for the same tables: with room for all sources that there can be, and for a quarter
 
 
 class TooLittleMemoryError(ValueError):
@@ -124,11 +124,15 @@ class LayerPass:
         """Bounds, shapes, and bytes of the largest block."""
         row_bytes = self._width * self._dtype.itemsize
         node_cost, edge_cost = _SOURCE_BYTES + 3 * row_bytes, _SOURCE_BYTES + _EDGE_BYTES + 4 * row_bytes
-        budget, wanted, longest = memory_bytes / 2, memory_bytes // 2, None
+        budget = wanted = memory_bytes // 2
+        longest = None
         while True:
             bounds = cut(self._targets, node_cost=node_cost, edge_cost=edge_cost, budget=budget)
             shapes = block_shapes(self._targets, bounds, self._graph.num_nodes)
-            working = max((self.bytes_of(shape) for shape in set(shapes)), default=0)
+            by_size = sorted(set(shapes), key=lambda shape: (num_places(shape), shape.level_sizes))
+            working = self.bytes_of(by_size[-1])  # the others are compiled only once this one is small enough
+            if working <= wanted:
+                working = max(map(self.bytes_of, by_size))
             if working <= wanted:
                 return bounds, shapes, working
             if longest is None:
@@ -136,7 +140,7 @@ class LayerPass:
                 wanted = max(wanted, 3 * longest // 2)
             if 2 * longest > memory_bytes or len(shapes) == self._targets.count:  # other lists share its shape
                 raise TooLittleMemoryError(max(2 * longest, working))
-            budget *= min(0.7, 0.9 * wanted / working)
+            budget = int(budget * min(0.7, 0.9 * wanted / working))
 
     def bytes_of(self, shape: BatchShape) -> int:
         """Memory that a block of this shape takes while the next one is read."""
@@ -186,7 +190,7 @@ def _finished(ids: np.ndarray, positions: np.ndarray, result: jax.Array) -> tupl
 def _fewer_sources(shape: BatchShape, needed: int) -> int:
     """A number of sources close above what is needed: one of few, so that few programs are compiled."""
     count, most = shape.level_sizes
-    sizes = [max(count, most >> halvings) for halvings in range(_HALVINGS)]
+    sizes = [max(count, most >> shift) for shift in _SHIFTS]
     return min(size for size in sizes if size >= needed)
 
 

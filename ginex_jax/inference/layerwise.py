@@ -123,17 +123,18 @@ def _planned(
     in_use = [before + after for before, after in itertools.pairwise(resident)]
 
     def plan(in_memory: bool) -> _Plan:
-        left = [memory_bytes - (used if in_memory else 0) for used in in_use]
-        passes = []
-        for index, free in enumerate(left):
+        passes, spare, needed = [], [], 0
+        for index, used in enumerate(in_use if in_memory else [0] * len(in_use)):
             targets = targets_of(graph, nodes if index == model.num_layers - 1 else None)
             width, dtype = widths[index]
-            passes.append(
-                LayerPass(
-                    model, parameters, index, graph, targets, input_width=width, input_dtype=dtype, memory_bytes=free
-                )
-            )
-        spare = [free - layer.working_bytes for free, layer in zip(left, passes, strict=True)]
+            options = {"input_width": width, "input_dtype": dtype, "memory_bytes": memory_bytes - used}
+            try:
+                passes.append(LayerPass(model, parameters, index, graph, targets, **options))
+                spare.append(memory_bytes - used - passes[-1].working_bytes)
+            except TooLittleMemoryError as error:
+                needed = max(needed, used + error.needed)
+        if needed:
+            raise TooLittleMemoryError(needed)
         return _Plan(tuple(passes), tuple(spare), in_memory)
 
     most, needed = max(in_use), 0
@@ -144,7 +145,7 @@ def _planned(
             needed = error.needed
     if not has_scratch and most > 0:
         raise ValueError(
-            f"memory_bytes should be at least {max(2 * most, most + needed):,} to hold hidden features of all nodes,"
+            f"memory_bytes should be at least {max(2 * most, needed):,} to hold hidden features of all nodes,"
             f" got {memory_bytes:,}: name a scratch folder for them"
         )
     try:

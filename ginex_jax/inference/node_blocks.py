@@ -16,6 +16,7 @@ from ginex_jax.sampling.degree_blocks import count_rows
 _MULTIPLE = 8
 _NODES_AT_ONCE = 1 << 20
 _MAX_GROUPS = 4  # shapes a pass, so that few programs are compiled
+_MIN_BLOCKS = 32  # from which on several shapes are worth compiling
 _WASTE = 1.5  # places of one shape for all blocks over those they need, from which on there are several
 
 
@@ -47,11 +48,11 @@ def targets_of(graph: Graph, nodes: Int64[np.ndarray, " nodes"] | None) -> Targe
     return Targets(nodes, np.concatenate([[0], np.cumsum(degrees)]))
 
 
-def cut(targets: Targets, *, node_cost: float, edge_cost: float, budget: float) -> list[int]:
+def cut(targets: Targets, *, node_cost: int, edge_cost: int, budget: int) -> list[int]:
     """Bounds of consecutive blocks, each of at most that cost or of one node."""
 
-    def cost(stop: int) -> float:
-        return node_cost * stop + edge_cost * float(targets.edges_before[stop])
+    def cost(stop: int) -> int:
+        return node_cost * stop + edge_cost * int(targets.edges_before[stop])
 
     bounds = [0]
     while bounds[-1] < targets.count:
@@ -64,15 +65,15 @@ def cut(targets: Targets, *, node_cost: float, edge_cost: float, budget: float) 
 def block_shapes(targets: Targets, bounds: Sequence[int], num_nodes: int) -> list[BatchShape]:
     """For every block a shape that holds it, whatever its neighbours are; at most four of them.
 
-    One for all unless that makes more than half as many places again; then one for each quarter of the blocks, as nodes that were numbered
-    by degree need. Time O(targets).
+    One for all unless there are many blocks and that makes more than half as many places again; then one for each quarter of the blocks, as
+    nodes that were numbered by degree need. Time O(targets).
     """
     sizes = [_sizes(targets, start, stop, num_nodes) for start, stop in itertools.pairwise(bounds)]
     if not sizes:
         return []
     of_all = np.max(sizes, axis=0)
     needed = sum(num_places(_shape(size)) for size in sizes)
-    if len(sizes) <= _MAX_GROUPS or num_places(_shape(of_all)) * len(sizes) <= _WASTE * needed:
+    if len(sizes) < _MIN_BLOCKS or num_places(_shape(of_all)) * len(sizes) <= _WASTE * needed:
         return [_shape(of_all)] * len(sizes)
     shapes = []
     for group in np.array_split(np.array(sizes), _MAX_GROUPS):
@@ -108,8 +109,8 @@ def _sizes(targets: Targets, start: int, stop: int, num_nodes: int) -> list[int]
 
 
 def _shape(sizes: Sequence[int] | np.ndarray) -> BatchShape:
-    """Tables are rounded up, so that blocks of other passes may share a program; those that nobody needs stay empty."""
+    """Large tables are rounded up, so that passes may share a program; those that nobody needs stay empty."""
     count, most, *rows = (int(size) for size in sizes)
-    wide = [-(-size // _MULTIPLE) * _MULTIPLE for size in rows[: len(TABLE_WIDTHS)]]
+    wide = [size if size < _MULTIPLE else -(-size // _MULTIPLE) * _MULTIPLE for size in rows[: len(TABLE_WIDTHS)]]
     degree_rows = DegreeRows(tuple(wide), tuple(rows[len(TABLE_WIDTHS) :]))
     return BatchShape(count, (count, most), (degree_rows,))
