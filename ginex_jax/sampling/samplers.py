@@ -1,4 +1,4 @@
-"""What a loader samples: the mini-batches of a run by number, for nodes or for links, whole or a shard of each."""
+"""What a loader samples: the mini-batches of a run by number, for nodes or for links, whole or a share of each."""
 
 import dataclasses
 import zlib
@@ -37,7 +37,7 @@ class BatchSampler(Protocol):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What decides the mini-batches, as JSON holds it. The same for all shards."""
+        """What decides the mini-batches, as JSON holds it. The same for all shares."""
         ...
 
     def sampled(self, epoch: int, index: int) -> MiniBatch:
@@ -45,24 +45,24 @@ class BatchSampler(Protocol):
         ...
 
 
-class Shard(NamedTuple):
+class Share(NamedTuple):
     """The part of every mini-batch that one device gets: number `index` of `count`."""
 
     index: int = 0
     count: int = 1
 
     def part(self, num_items: int) -> slice:
-        """Which of so many items: consecutive ones, and no shard has over one more than another."""
+        """Which of so many items: consecutive ones, and no share has over one more than another."""
         return slice(num_items * self.index // self.count, num_items * (self.index + 1) // self.count)
 
 
-WHOLE = Shard()
+WHOLE = Share()
 
 
 class NodeSampler:
-    """The neighbourhoods of seed nodes; those of `BatchSource` and `sampled`, and shards of them.
+    """The neighbourhoods of seed nodes; those of `BatchSource` and `sampled`, and shares of them.
 
-    Nodes are drawn for each node by numbers of its own, so that a seed's neighbourhood is the same in every shard and in the whole.
+    Nodes are drawn for each node by numbers of its own, so that a seed's neighbourhood is the same in every share and in the whole.
     """
 
     def __init__(
@@ -72,25 +72,25 @@ class NodeSampler:
         config: SamplerConfig,
         *,
         shapes: Sequence[BatchShape] | None = None,
-        shard: Shard = WHOLE,
+        share: Share = WHOLE,
     ) -> None:
         """Samples a few mini-batches if the shapes are not known yet.
 
         Args:
           graph: read by several threads at once.
           nodes: the seed nodes of every epoch.
-          config: its `batch_size` counts the seeds of all shards together.
-          shapes: of one shard; those of an earlier sampler with the same arguments.
-          shard: which part to sample.
+          config: its `batch_size` counts the seeds of all shares together.
+          shapes: of one share; those of an earlier sampler with the same arguments.
+          share: which part to sample.
 
         Raises:
-          ValueError: there is nothing to sample, or a batch cannot be divided by the number of shards.
+          ValueError: there is nothing to sample, or a batch cannot be divided by the number of shares.
         """
         if len(nodes) == 0:
             raise ValueError("there should be at least one seed node")
-        self._graph, self._nodes, self._config, self._shard = graph, nodes, config, shard
-        self._of_shard = _of_shard(config, shard)
-        self._shapes = self._pilot() if shapes is None else _checked(shapes, self._of_shard)
+        self._graph, self._nodes, self._config, self._share = graph, nodes, config, share
+        self._of_share = _of_share(config, share)
+        self._shapes = self._pilot() if shapes is None else _checked(shapes, self._of_share)
 
     @property
     def num_nodes(self) -> int:
@@ -106,14 +106,14 @@ class NodeSampler:
 
     @property
     def state(self) -> dict[str, Any]:
-        return {**to_state(self._of_shard, self._shapes), **_shards_of(self._shard)}
+        return {**to_state(self._of_share, self._shapes), **_shares_of(self._share)}
 
     def sampled(self, epoch: int, index: int) -> MiniBatch:
-        return self._sampled(self._shard, epoch, index)
+        return self._sampled(self._share, epoch, index)
 
-    def _sampled(self, shard: Shard, epoch: int, index: int) -> MiniBatch:
+    def _sampled(self, share: Share, epoch: int, index: int) -> MiniBatch:
         seeds = self._seed_nodes(epoch, index)
-        return _neighborhood(self._graph, seeds, shard.part(len(seeds)), self._config, epoch, index)
+        return _neighborhood(self._graph, seeds, share.part(len(seeds)), self._config, epoch, index)
 
     def _seed_nodes(self, epoch: int, index: int) -> Int64[np.ndarray, " seeds"]:
         from ginex_jax.random_numbers import permuted
@@ -124,7 +124,7 @@ class NodeSampler:
 
     def _pilot(self) -> tuple[BatchShape, ...]:
         return pilot_shapes(
-            self._graph, self._of_shard, self.steps_per_epoch, _shard_by_shard(self._sampled, self._shard.count)
+            self._graph, self._of_share, self.steps_per_epoch, _share_by_share(self._sampled, self._share.count)
         )
 
 
@@ -132,7 +132,7 @@ class LinkSampler:
     """The neighbourhoods of the ends of links, without the edges that are to be predicted.
 
     The seeds of a mini-batch are those of `Links.seed_nodes`, so that it says itself which nodes belong together. Out of every hop are
-    masked: the target edges of the mini-batch, all shards, in both directions if undirected; and held-out edges. What is drawn and then
+    masked: the target edges of the mini-batch, all shares, in both directions if undirected; and held-out edges. What is drawn and then
     masked is not drawn again; to draw among the other edges only, give a graph that `graph_without` made, and no `held_out`. Its
     `indptr` also has the in-degrees that GCN is to divide by: those of the graph itself would count the held-out edges.
     """
@@ -146,30 +146,30 @@ class LinkSampler:
         held_out: EdgeSet | None = None,
         avoid: EdgeSet | None = None,
         shapes: Sequence[BatchShape] | None = None,
-        shard: Shard = WHOLE,
+        share: Share = WHOLE,
     ) -> None:
         """Samples a few mini-batches if the shapes are not known yet.
 
         Args:
           graph: read by several threads at once.
           edges: the target edges of every epoch, (source, target).
-          config: its batch size counts the target edges of all shards together.
+          config: its batch size counts the target edges of all shares together.
           held_out: edges of validation and test, each in all directions that must not be seen; they are in the graph and stay there.
           avoid: edges that no negative should be.
-          shapes: of one shard; those of an earlier sampler with the same arguments.
-          shard: which part to sample.
+          shapes: of one share; those of an earlier sampler with the same arguments.
+          share: which part to sample.
 
         Raises:
           ValueError: as `NodeSampler`.
         """
-        self._graph, self._edges, self._config, self._shard = graph, edges, config, shard
+        self._graph, self._edges, self._config, self._share = graph, edges, config, share
         self._held_out = EdgeSet(np.empty(0, np.int64), graph.num_nodes) if held_out is None else held_out
         self._avoid = avoid
         if len(edges) == 0:
             raise ValueError("there should be at least one target edge")
         require_within(edges.reshape(-1), graph.num_nodes, "nodes of edges")
-        self._of_shard = _of_shard(config.of_seeds, shard, config.nodes_per_link)
-        self._shapes = self._pilot() if shapes is None else _checked(shapes, self._of_shard)
+        self._of_share = _of_share(config.of_seeds, share, config.nodes_per_link)
+        self._shapes = self._pilot() if shapes is None else _checked(shapes, self._of_share)
 
     @property
     def num_nodes(self) -> int:
@@ -197,40 +197,40 @@ class LinkSampler:
             "held_out_edges": _checksum(self._held_out.keys),
             "avoided_edges": None if self._avoid is None else _checksum(self._avoid.keys),
         }
-        return {**to_state(self._of_shard, self._shapes), **_shards_of(self._shard), "links": links}
+        return {**to_state(self._of_share, self._shapes), **_shares_of(self._share), "links": links}
 
     def links(self, epoch: int, index: int) -> Links:
-        """The links of a mini-batch, all shards."""
+        """The links of a mini-batch, all shares."""
         return links_at(
             self._edges, self._config, num_nodes=self.num_nodes, epoch=epoch, index=index, avoid=self._avoid
         )
 
     def sampled(self, epoch: int, index: int) -> MiniBatch:
-        return self._sampled(self._shard, epoch, index)
+        return self._sampled(self._share, epoch, index)
 
-    def _sampled(self, shard: Shard, epoch: int, index: int) -> MiniBatch:
+    def _sampled(self, share: Share, epoch: int, index: int) -> MiniBatch:
         links, size = self.links(epoch, index), self._config.nodes_per_link
-        links_of_shard = shard.part(len(links.sources))
-        seeds = slice(links_of_shard.start * size, links_of_shard.stop * size)
+        links_of_share = share.part(len(links.sources))
+        seeds = slice(links_of_share.start * size, links_of_share.stop * size)
         batch = _neighborhood(self._graph, links.seed_nodes, seeds, self._config.sampling, epoch, index)
         targets = edge_set(links.edges, self.num_nodes, both_directions=self._config.undirected)
         return without_edges(without_edges(batch, targets), self._held_out)
 
     def _pilot(self) -> tuple[BatchShape, ...]:
         return pilot_shapes(
-            self._graph, self._of_shard, self.steps_per_epoch, _shard_by_shard(self._sampled, self._shard.count)
+            self._graph, self._of_share, self.steps_per_epoch, _share_by_share(self._sampled, self._share.count)
         )
 
 
-def _of_shard(config: SamplerConfig, shard: Shard, unit: int = 1) -> SamplerConfig:
-    """With the seeds of one shard, of which `unit` belong together."""
-    if not 0 <= shard.index < shard.count:
-        raise ValueError(f"a shard should be one of {shard.count}, from 0, got {shard.index}")
-    if (config.batch_size // unit) % shard.count:
+def _of_share(config: SamplerConfig, share: Share, unit: int = 1) -> SamplerConfig:
+    """With the seeds of one share, of which `unit` belong together."""
+    if not 0 <= share.index < share.count:
+        raise ValueError(f"a share should be one of {share.count}, from 0, got {share.index}")
+    if (config.batch_size // unit) % share.count:
         raise ValueError(
-            f"a batch size of {config.batch_size // unit} should be a multiple of the {shard.count} shards that share it"
+            f"a batch size of {config.batch_size // unit} should be a multiple of the {share.count} shares that divide it"
         )
-    return dataclasses.replace(config, batch_size=config.batch_size // shard.count)
+    return dataclasses.replace(config, batch_size=config.batch_size // share.count)
 
 
 def _checked(shapes: Sequence[BatchShape], config: SamplerConfig) -> tuple[BatchShape, ...]:
@@ -241,13 +241,13 @@ def _checked(shapes: Sequence[BatchShape], config: SamplerConfig) -> tuple[Batch
     return tuple(shapes)
 
 
-def _shards_of(shard: Shard) -> dict[str, int]:
-    return {} if shard.count == 1 else {"num_shards": shard.count}
+def _shares_of(share: Share) -> dict[str, int]:
+    return {} if share.count == 1 else {"num_shares": share.count}
 
 
-def _shard_by_shard(sample: Callable[[Shard, int, int], MiniBatch], count: int) -> Callable[[int, int], MiniBatch]:
-    """Takes turns, so that every shard's pilot sees the same."""
-    return lambda epoch, index: sample(Shard(index % count, count), epoch, index)
+def _share_by_share(sample: Callable[[Share, int, int], MiniBatch], count: int) -> Callable[[int, int], MiniBatch]:
+    """Takes turns, so that every share's pilot sees the same."""
+    return lambda epoch, index: sample(Share(index % count, count), epoch, index)
 
 
 def _neighborhood(

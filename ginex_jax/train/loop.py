@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from ginex_jax.models.initialization import initial_parameters
+from ginex_jax.pipeline.divided_loader import DividedBatch, DividedLoader
 from ginex_jax.pipeline.loading import LoadedBatch, Loader
-from ginex_jax.pipeline.sharded_loader import ShardedBatch, ShardedLoader
 from ginex_jax.train.config import TrainConfig
 from ginex_jax.train.devices import Devices, OneDevice
 from ginex_jax.train.inputs import NodeArrays
@@ -78,7 +78,7 @@ class FitResult(NamedTuple):
 
 def fit(
     model: Any,
-    loader: Loader | ShardedLoader,
+    loader: Loader | DividedLoader,
     nodes: NodeArrays,
     config: TrainConfig,
     *,
@@ -105,7 +105,7 @@ def fit(
       log: gets a record every `config.log_every` steps and at ends of epochs, and one for each evaluation.
       report: called after every step.
       stop: asked after every step; once it says True, a checkpoint is written and the loop ends.
-      devices: a `DataParallel`, and the loader is a `ShardedLoader` then; one device if not given. With several processes all of them
+      devices: a `DataParallel`, and the loader is a `DividedLoader` then; one device if not given. With several processes all of them
         restore and evaluate, and the first one writes checkpoints and the log.
 
     Raises:
@@ -123,7 +123,7 @@ class _Loop:
     def __init__(
         self,
         model: Any,
-        loader: Loader | ShardedLoader,
+        loader: Loader | DividedLoader,
         nodes: NodeArrays,
         config: TrainConfig,
         num_features: int,
@@ -144,7 +144,7 @@ class _Loop:
         state, self._progress = self._restored(initial_state(first, config))
         self._state = devices.replicated(state)
         self._num_steps = config.epochs * loader.steps_per_epoch
-        self._in_flight: tuple[LoadedBatch | ShardedBatch, jax.Array] | None = None
+        self._in_flight: tuple[LoadedBatch | DividedBatch, jax.Array] | None = None
         self._best: Params = None  # not yet written
         self._best_known: Params = None
         self._started = self._logged = self._saved = time.monotonic()
@@ -171,7 +171,7 @@ class _Loop:
         scores = progress.best_score, progress.best_step
         return FitResult(self._best_params(), progress.step, *scores, interrupted, self._is_out_of_patience)
 
-    def _take(self, loaded: LoadedBatch | ShardedBatch) -> None:
+    def _take(self, loaded: LoadedBatch | DividedBatch) -> None:
         """One step, and what is due after it."""
         progress, config = self._progress, self._config
         inputs = self._devices.inputs(loaded, self._nodes, self._loader.shapes)

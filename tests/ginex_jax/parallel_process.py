@@ -9,11 +9,11 @@ import numpy as np
 
 from ginex_jax.models.config import ModelConfig
 from ginex_jax.models.construction import build_model
+from ginex_jax.pipeline.divided_loader import DividedLoader
 from ginex_jax.pipeline.loading import Loader
 from ginex_jax.pipeline.memory_loader import MemoryLoader
-from ginex_jax.pipeline.sharded_loader import ShardedLoader
 from ginex_jax.sampling.config import SamplerConfig
-from ginex_jax.sampling.samplers import WHOLE, LinkSampler, NodeSampler, Shard
+from ginex_jax.sampling.samplers import WHOLE, LinkSampler, NodeSampler, Share
 from ginex_jax.train.config import TrainConfig
 from ginex_jax.train.evaluation import batch_evaluator
 from ginex_jax.train.inputs import NodeArrays
@@ -41,15 +41,15 @@ class Lines:
         pass
 
 
-def loader_of(task: str, shard: Shard) -> Loader:
-    """81 nodes in batches of 20, so that the last one leaves a shard without a seed; or links, with all neighbours in one hop."""
+def loader_of(task: str, share: Share) -> Loader:
+    """81 nodes in batches of 20, so that the last one leaves a share without a seed; or links, with all neighbours in one hop."""
     if task == "links":
         sampler = LinkSampler(
-            communities(), split().train[:300], link_config(64, (None, 4)), held_out=held_out(), shard=shard
+            communities(), split().train[:300], link_config(64, (None, 4)), held_out=held_out(), share=share
         )
     else:
         config = SamplerConfig(fanouts=(5, 5), batch_size=20, seed=1)
-        sampler = NodeSampler(communities(), np.arange(0, 324, 4), config, shard=shard)
+        sampler = NodeSampler(communities(), np.arange(0, 324, 4), config, share=share)
     return MemoryLoader.of(sampler, features())
 
 
@@ -59,7 +59,7 @@ def trained(task: str, devices: DataParallel | None) -> dict[str, np.ndarray]:
     if devices is None:
         loader = loader_of(task, WHOLE)
     else:
-        loader = ShardedLoader([loader_of(task, Shard(i, devices.num_shards)) for i in devices.local_shards])
+        loader = DividedLoader([loader_of(task, Share(i, devices.num_shares)) for i in devices.local_shares])
     result = fit(
         MODEL,
         loader,
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
         jax.distributed.initialize(arguments[3], int(arguments[2]), int(arguments[1]))
     devices = DataParallel()
     results = {**trained("single-label", devices), **trained("links", devices)}
-    np.savez(Path(arguments[0]), shards=np.array([devices.num_shards, len(devices.local_shards)]), **results)
+    np.savez(Path(arguments[0]), shares=np.array([devices.num_shares, len(devices.local_shares)]), **results)
     if len(arguments) > 1:
         jax.distributed.shutdown()
 

@@ -12,7 +12,7 @@ from ginex_jax.sampling.config import SamplerConfig
 from ginex_jax.sampling.edge_set import EdgeSet, edge_set
 from ginex_jax.sampling.edge_split import edges_of, split_edges
 from ginex_jax.sampling.links import LinkConfig, links_at, uniform_negatives
-from ginex_jax.sampling.samplers import BatchSampler, LinkSampler, NodeSampler, Shard
+from ginex_jax.sampling.samplers import BatchSampler, LinkSampler, NodeSampler, Share
 from ginex_jax.sampling.source import sampled
 from tests.ginex_jax import oracles_links as oracles
 from tests.ginex_jax import oracles_sampling as sampling
@@ -105,32 +105,32 @@ def test_a_loader_of_links() -> None:
 
 
 def samplers(kind: str, count: int, fanouts: tuple[int | None, ...]) -> list[NodeSampler | LinkSampler]:
-    shards = [Shard(index, count) for index in range(count)]
+    shares = [Share(index, count) for index in range(count)]
     config = SamplerConfig(fanouts=fanouts, batch_size=24, seed=9)
     if kind == "nodes":
-        return [NodeSampler(GRAPH, np.arange(0, 300, 4), config, shard=shard) for shard in shards]
+        return [NodeSampler(GRAPH, np.arange(0, 300, 4), config, share=share) for share in shares]
     links = LinkConfig(sampling=config, num_negatives=2)
-    return [LinkSampler(GRAPH, SPLIT.train[:75], links, held_out=HELD_OUT, shard=shard) for shard in shards]
+    return [LinkSampler(GRAPH, SPLIT.train[:75], links, held_out=HELD_OUT, share=share) for share in shares]
 
 
 @pytest.mark.parametrize("kind", ["nodes", "links"])
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("fanouts", [(4, 3), (3, None)])
-def test_shards_have_the_seeds_and_neighbourhoods_of_the_whole(
+def test_shares_have_the_seeds_and_neighbourhoods_of_the_whole(
     kind: str, count: int, fanouts: tuple[int | None, ...]
 ) -> None:
     (whole,), parts = samplers(kind, 1, fanouts), samplers(kind, count, fanouts)
     assert len({part.shapes for part in parts}) == len({str(part.state) for part in parts}) == 1
     for index in range(whole.steps_per_epoch):
-        batch, shards = whole.sampled(2, index), [part.sampled(2, index) for part in parts]
-        seeds = [shard.node_ids[shard.seed_positions].tolist() for shard in shards]
+        batch, shares = whole.sampled(2, index), [part.sampled(2, index) for part in parts]
+        seeds = [share.node_ids[share.seed_positions].tolist() for share in shares]
         assert list(itertools.chain(*seeds)) == batch.node_ids[batch.seed_positions].tolist()
         lists = [neighbors_of(batch, hop) for hop in range(2)]
-        for shard, given in zip(shards, seeds, strict=True):
-            assert parts[0].shapes[-1].holds(shard.shape)
-            assert shard.shape.batch_size == len(given)
+        for share, given in zip(shares, seeds, strict=True):
+            assert parts[0].shapes[-1].holds(share.shape)
+            assert share.shape.batch_size == len(given)
             for hop in range(2 if given else 0):
-                for node, neighbors in neighbors_of(shard, hop).items():
+                for node, neighbors in neighbors_of(share, hop).items():
                     assert neighbors == lists[hop][node]
 
 
@@ -149,9 +149,9 @@ def test_the_whole_is_what_the_source_samples() -> None:
         assert same(sampler.sampled(5, index), sampled(GRAPH, nodes, config, 5, index))
 
 
-def test_a_shard_without_seeds() -> None:
+def test_a_share_without_seeds() -> None:
     config = SamplerConfig(fanouts=(2,), batch_size=8)
-    parts = [NodeSampler(GRAPH, np.arange(9), config, shard=Shard(index, 4)) for index in range(4)]
+    parts = [NodeSampler(GRAPH, np.arange(9), config, share=Share(index, 4)) for index in range(4)]
     batches = list(MemoryLoader.of(parts[0], ArrayFeatures(np.ones((300, 1), np.float32))).stream(1, 2))
     assert not batches[0].batch.seed_mask.any() and batches[0].batch.seed_mask.shape == (2,)
     assert [len(part.sampled(0, 1).seed_mask) for part in parts] == [0, 0, 0, 1]
@@ -159,10 +159,10 @@ def test_a_shard_without_seeds() -> None:
 
 def test_refusals() -> None:
     nodes, config = np.arange(9), SamplerConfig(fanouts=(2,), batch_size=9)
-    with pytest.raises(ValueError, match="multiple of the 2 shards"):
-        NodeSampler(GRAPH, nodes, config, shard=Shard(0, 2))
+    with pytest.raises(ValueError, match="multiple of the 2 shares"):
+        NodeSampler(GRAPH, nodes, config, share=Share(0, 2))
     with pytest.raises(ValueError, match="one of 3, from 0, got 3"):
-        NodeSampler(GRAPH, nodes, config, shard=Shard(3, 3))
+        NodeSampler(GRAPH, nodes, config, share=Share(3, 3))
     with pytest.raises(ValueError, match="at least one seed node"):
         NodeSampler(GRAPH, nodes[:0], config)
     with pytest.raises(ValueError, match="at least one target edge"):
@@ -171,6 +171,6 @@ def test_refusals() -> None:
         LinkSampler(CSCGraph(np.zeros(3, np.int64), np.zeros(0, np.int32)), np.array([[0, 2]]), CONFIG)
     with pytest.raises(ValueError, match="num_negatives"):
         LinkConfig(sampling=config, num_negatives=0)
-    with pytest.raises(ValueError, match="multiple of the 2 shards"):
-        LinkSampler(GRAPH, EDGES, LinkConfig(sampling=config), shard=Shard(0, 2))
+    with pytest.raises(ValueError, match="multiple of the 2 shares"):
+        LinkSampler(GRAPH, EDGES, LinkConfig(sampling=config), share=Share(0, 2))
     assert len(EdgeSet(np.empty(0, np.int64), 3)) == 0

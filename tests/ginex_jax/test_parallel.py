@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from ginex_jax.pipeline.sharded_loader import ShardedLoader
-from ginex_jax.sampling.samplers import WHOLE, Shard
+from ginex_jax.pipeline.divided_loader import DividedLoader
+from ginex_jax.sampling.samplers import WHOLE, Share
 from ginex_jax.train.devices import Devices, OneDevice
 from ginex_jax.train.inputs import NodeArrays
 from ginex_jax.train.parallel import DataParallel
@@ -66,12 +66,12 @@ def test_devices_and_processes_train_as_one(
     tmp_path: Path, single: dict[str, np.ndarray], num_processes: int, devices_each: int
 ) -> None:
     for number, found in enumerate(run_all(tmp_path, num_processes, devices_each)):
-        assert found["shards"].tolist() == [num_processes * devices_each, devices_each]
+        assert found["shares"].tolist() == [num_processes * devices_each, devices_each]
         assert_same_training(found, single, with_log=number == 0)
         assert len(found["links log"]) == (0 if number else len(single["links log"]))
 
 
-def test_one_shard_trains_as_one_device(single: dict[str, np.ndarray]) -> None:
+def test_one_share_trains_as_one_device(single: dict[str, np.ndarray]) -> None:
     assert_same_training(
         trained("single-label", DataParallel(jax.devices()[:1])), only(single, "single"), with_log=True
     )
@@ -81,18 +81,18 @@ def only(results: dict[str, np.ndarray], task: str) -> dict[str, np.ndarray]:
     return {name: array for name, array in results.items() if name.startswith(task)}
 
 
-def test_shards_in_one_stream() -> None:
-    loader = ShardedLoader([loader_of("single-label", Shard(i, 2)) for i in range(2)])
+def test_shares_in_one_stream() -> None:
+    loader = DividedLoader([loader_of("single-label", Share(i, 2)) for i in range(2)])
     whole = loader_of("single-label", WHOLE)
-    assert (loader.num_shards, loader.steps_per_epoch) == (2, 5)
+    assert (loader.num_shares, loader.steps_per_epoch) == (2, 5)
     with loader.stream(3, 6) as stream:
         batches = list(stream)
     assert [(batch.step, batch.epoch, batch.index) for batch in batches] == [(3, 0, 3), (4, 0, 4), (5, 1, 0)]
     for batch, loaded in zip(batches, whole.stream(3, 6), strict=True):
-        seeds = [shard.batch.node_ids[shard.batch.seed_positions[shard.batch.seed_mask]] for shard in batch.shards]
+        seeds = [share.batch.node_ids[share.batch.seed_positions[share.batch.seed_mask]] for share in batch.shares]
         mask = loaded.batch.seed_mask
         assert np.concatenate(seeds).tolist() == loaded.batch.node_ids[loaded.batch.seed_positions[mask]].tolist()
-        assert batch.report.rows == sum(shard.report.rows for shard in batch.shards)
+        assert batch.report.rows == sum(share.report.rows for share in batch.shares)
         batch.release()
     stream = loader.stream(0, 5)
     next(stream)
@@ -104,12 +104,12 @@ def test_shards_in_one_stream() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="at least one loader"):
-        ShardedLoader([])
+        DividedLoader([])
     with pytest.raises(ValueError, match="same mini-batches"):
-        ShardedLoader([loader_of("single-label", Shard(0, 2)), loader_of("single-label", WHOLE)])
+        DividedLoader([loader_of("single-label", Share(0, 2)), loader_of("single-label", WHOLE)])
     devices = DataParallel(jax.devices()[:1])
     assert isinstance(devices, Devices) and isinstance(OneDevice(), Devices)
-    assert (devices.num_shards, devices.local_shards, devices.is_first) == (1, (0,), True)
-    loader = ShardedLoader([loader_of("single-label", Shard(i, 2)) for i in range(2)])
-    with pytest.raises(ValueError, match="a shard for each of 1 devices, got 2"):
+    assert (devices.num_shares, devices.local_shares, devices.is_first) == (1, (0,), True)
+    loader = DividedLoader([loader_of("single-label", Share(i, 2)) for i in range(2)])
+    with pytest.raises(ValueError, match="a share for each of 1 devices, got 2"):
         devices.inputs(next(loader.stream(0, 1)), NodeArrays(LABELS), loader.shapes)

@@ -1,4 +1,4 @@
-"""The shards of a mini-batch that this process computes, side by side."""
+"""The shares of a mini-batch that this process computes, side by side."""
 
 import contextlib
 import dataclasses
@@ -11,39 +11,39 @@ from ginex_jax.pipeline.loading import BatchReport, BatchStream, LoadedBatch, Lo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ShardedBatch:
+class DividedBatch:
     """What one step computes in this process.
 
     Attributes:
       step, epoch, index: as in `LoadedBatch`.
-      shards: one for each device of this process, each padded on its own.
+      shares: one for each device of this process, each padded on its own.
     """
 
     step: int
     epoch: int
     index: int
-    shards: tuple[LoadedBatch, ...]
+    shares: tuple[LoadedBatch, ...]
 
     @property
     def report(self) -> BatchReport:
-        """Of all shards here together: a row that two of them read counts twice."""
-        reports = [shard.report for shard in self.shards]
+        """Of all shares here together: a row that two of them read counts twice."""
+        reports = [share.report for share in self.shares]
         return BatchReport(rows=sum(report.rows for report in reports), misses=sum(report.misses for report in reports))
 
     def release(self) -> None:
-        """Releases all shards."""
-        for shard in self.shards:
-            shard.release()
+        """Releases all shares."""
+        for share in self.shares:
+            share.release()
 
 
-class ShardedLoader:
-    """Several loaders, one for each shard that this process computes: as a `Loader`, but for what a batch is.
+class DividedLoader:
+    """Several loaders, one for each share that this process computes: as a `Loader`, but for what a batch is.
 
-    Every shard has a cache, a plan and threads of its own, if its loader has; memory is to be divided among them.
+    Every share has a cache, a plan and threads of its own, if its loader has; memory is to be divided among them.
     """
 
     def __init__(self, loaders: Sequence[Loader]) -> None:
-        """Takes loaders of shards of the same batches, in the order of their devices.
+        """Takes loaders of shares of the same batches, in the order of their devices.
 
         Raises:
           ValueError: there are none, or they are of other batches.
@@ -52,11 +52,11 @@ class ShardedLoader:
             raise ValueError("there should be at least one loader")
         first = loaders[0]
         if any(loader.sampler_state != first.sampler_state for loader in loaders):
-            raise ValueError("loaders should sample shards of the same mini-batches, with the same shapes")
+            raise ValueError("loaders should sample shares of the same mini-batches, with the same shapes")
         self._loaders = tuple(loaders)
 
     @property
-    def num_shards(self) -> int:
+    def num_shares(self) -> int:
         """Those here."""
         return len(self._loaders)
 
@@ -72,28 +72,28 @@ class ShardedLoader:
     def sampler_state(self) -> dict[str, Any]:
         return self._loaders[0].sampler_state
 
-    def stream(self, first_step: int, stop_step: int) -> "ShardedStream":
+    def stream(self, first_step: int, stop_step: int) -> "DividedStream":
         """As `Loader.stream`."""
         with contextlib.ExitStack() as opened:
             streams = [opened.enter_context(loader.stream(first_step, stop_step)) for loader in self._loaders]
-            return ShardedStream(streams, opened.pop_all())
+            return DividedStream(streams, opened.pop_all())
 
 
-class ShardedStream:
-    """An iterator of `ShardedBatch`, and a context manager that ends what works for it."""
+class DividedStream:
+    """An iterator of `DividedBatch`, and a context manager that ends what works for it."""
 
     def __init__(self, streams: Sequence[BatchStream], opened: contextlib.ExitStack) -> None:
         self._batches = zip(*streams, strict=True)
         self._opened = opened
 
-    def __iter__(self) -> Iterator[ShardedBatch]:
+    def __iter__(self) -> Iterator[DividedBatch]:
         return self
 
-    def __next__(self) -> ShardedBatch:
-        shards = next(self._batches)
-        return ShardedBatch(step=shards[0].step, epoch=shards[0].epoch, index=shards[0].index, shards=shards)
+    def __next__(self) -> DividedBatch:
+        shares = next(self._batches)
+        return DividedBatch(step=shares[0].step, epoch=shares[0].epoch, index=shares[0].index, shares=shares)
 
-    def __enter__(self) -> "ShardedStream":
+    def __enter__(self) -> "DividedStream":
         return self
 
     def __exit__(
