@@ -5,7 +5,9 @@ from jaxtyping import Float32, UInt64
 
 from ginex_jax.compilation import compiled
 
-_DIGIT_BITS = 8  # 256 places to write to at a time stay in the nearest cache; more of them, and fewer digits, take longer
+_DIGIT_BITS = (
+    8  # 256 places to write to at a time stay in the nearest cache; more of them, and fewer digits, take longer
+)
 
 
 def sorted_with_weights(

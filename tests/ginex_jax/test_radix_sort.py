@@ -10,7 +10,9 @@ def keys_of(kind, rng):
     if kind == "all bits":
         return rng.integers(0, 1 << 64, 3000, np.uint64)
     if kind == "a gap between target and source":
-        return rng.integers(0, 50, 3000).astype(np.uint64) << np.uint64(32) | rng.integers(0, 50, 3000).astype(np.uint64)
+        return rng.integers(0, 50, 3000).astype(np.uint64) << np.uint64(32) | rng.integers(0, 50, 3000).astype(
+            np.uint64
+        )
     if kind == "the last bit":
         return rng.integers(0, 2, 3000).astype(np.uint64)
     if kind == "the first bit":
