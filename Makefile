@@ -79,8 +79,9 @@ bench-ingest: $(VENV)/bench.installed
 bench-plan: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.ginex_plan
 
-bench-peers: $(VENV)/bench.installed  ## build llama.cpp (five minutes), so that benchmarks compare with it
+bench-peers: $(VENV)/bench.installed  ## build llama.cpp (five minutes) and PyG (ten), so that benchmarks compare with them
 	$(BIN)/python -m benchmarks.llamacpp_build --peers .cache/peers --jobs $(CMAKE_BUILD_PARALLEL_LEVEL)
+	$(BIN)/python -m benchmarks.pyg_build --peers .cache/peers --jobs $(CMAKE_BUILD_PARALLEL_LEVEL)
 
 aot: .cache/aot/.complete  ## compile the TPU and GPU kernels without a device; fail if one got worse (AOT=--record)
 	.cache/aot/venv/bin/python -m benchmarks.anyprec_aot $(AOT)

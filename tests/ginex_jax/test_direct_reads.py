@@ -53,7 +53,7 @@ def test_reads_pieces_anywhere(files, monkeypatch, num_threads, count, flag):
         contents, (requests, num_bytes) = read(reader, *what)
         assert contents == read_by_hand(files, *what[:3])
         assert 1 <= requests <= count
-        assert num_bytes <= (what[2].sum() + 2 * count * (reader.unit + 4096))
+        assert num_bytes <= (what[2].sum() + 2 * count * (reader.unit + 8192))
     reader.close()
 
 
