@@ -8,8 +8,8 @@ from jaxtyping import Int32, Int64, Integer
 
 from ginex_jax.belady.next_use_queue import NOTHING, NextUseQueue, fill, new_queue, take_step
 from ginex_jax.belady.steps import CachePlan, CacheStep
-from ginex_jax.features import require_within
 from ginex_jax.compilation import compiled_bare
+from ginex_jax.features import require_within
 
 MAX_NODES = 2**31 - 1  # a node id takes 4 bytes in every table
 MAX_BATCHES = 2**30

@@ -7,8 +7,8 @@ from jaxtyping import Integer
 
 from ginex_jax.belady.planning import checked_sizes
 from ginex_jax.belady.steps import CacheStep
-from ginex_jax.features import require_within
 from ginex_jax.compilation import compiled_bare
+from ginex_jax.features import require_within
 
 _NEWEST, _OLDEST, _SIZE = range(3)  # entries of `_ends`
 

@@ -20,8 +20,8 @@ from ginex_jax.belady.next_use_queue import (
 )
 from ginex_jax.belady.planning import MAX_BATCHES, checked_sizes
 from ginex_jax.belady.steps import CacheStep
-from ginex_jax.features import require_within
 from ginex_jax.compilation import compiled_bare
+from ginex_jax.features import require_within
 
 _LEAST_RING = 1 << 12
 _MAX_RING = 2**31 - 1

@@ -1,35 +1,48 @@
 """Which loader feeds the training."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
+from ginex_jax.batch import BatchShape
 from ginex_jax.checkpoint.record import RunRecord
 from ginex_jax.cli.run_options import RunOptions
 from ginex_jax.features import FeatureStore
 from ginex_jax.graph import Graph
-from ginex_jax.pipeline.loading import Loader
-from ginex_jax.pipeline.memory_loader import MemoryLoader
-from ginex_jax.sampling.shapes import from_state, pilot
+from ginex_jax.pipeline.opening import OpenedLoader, open_loader
+from ginex_jax.sampling.samplers import BatchSampler, NodeSampler
+from ginex_jax.sampling.shapes import from_state
 from ginex_jax.store.dataset import Dataset
 
 
-def open_loader(dataset: Dataset, options: RunOptions, record: RunRecord | None) -> Loader:
-    """The loader of the training nodes.
+def open_training_loader(
+    dataset: Dataset, options: RunOptions, record: RunRecord | None, reserved_bytes: Callable[[BatchSampler], int]
+) -> OpenedLoader:
+    """The loader of the training nodes, within the memory of the options.
 
     Args:
       record: of the run that goes on, whose shapes are used again.
+      reserved_bytes: memory for others, once the sampler is known.
     """
-    config, graph = options.sampler(), dataset.load_graph()
-    nodes, features = training_nodes(dataset), features_of(dataset)
+    config, nodes = options.sampler(), training_nodes(dataset)
     shapes = None
     if record is not None:
         recorded, old_shapes = from_state(dict(record.identity.sampler))
         shapes = old_shapes if recorded == config else None  # else the run will be refused, and say why
-    return MemoryLoader(graph, features, nodes, config, shapes or pilot(graph, nodes, config))
 
+    def sampler_of(graph: Graph, shapes: Sequence[BatchShape] | None) -> NodeSampler:
+        return NodeSampler(graph, nodes, config, shapes=shapes)
 
-def graph_of(dataset: Dataset) -> Graph:
-    """What inference over all nodes reads."""
-    return dataset.graph
+    steps_per_epoch = -(-len(nodes) // config.batch_size)
+    return open_loader(
+        dataset,
+        sampler_of,
+        memory_bytes=options.memory_bytes,
+        reserved_bytes=lambda sampler: nodes.nbytes + reserved_bytes(sampler),
+        policy=options.policy,  # pyright: ignore[reportArgumentType]  # checked by the options
+        steps=options.epochs * steps_per_epoch,
+        shapes=shapes,
+    )
 
 
 def features_of(dataset: Dataset) -> FeatureStore:

@@ -11,7 +11,7 @@ import numpy as np
 from ginex_jax.checkpoint.record import RunIdentity
 from ginex_jax.checkpoint.run_folder import RunFolder, latest_record
 from ginex_jax.cli.interrupts import stopping_when
-from ginex_jax.cli.loaders import features_of, graph_of, open_loader
+from ginex_jax.cli.loaders import features_of, open_training_loader
 from ginex_jax.cli.run_options import RunOptions
 from ginex_jax.inference.layerwise import infer
 from ginex_jax.models.construction import build_model
@@ -41,7 +41,10 @@ class TrainingRun:
         self._nodes = NodeArrays(self._labels, degrees)
         check_labels(self._nodes, self._task, self._model_config.num_outputs)
         self._features = features_of(dataset)
-        self._loader = open_loader(dataset, options, latest_record(path))
+        self._opened: OpenedLoader | None = open_training_loader(
+            dataset, options, latest_record(path), self._reserved_bytes
+        )
+        self._loader = self._opened.loader
         self.folder = RunFolder(
             path,
             RunIdentity(

@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
+from ginex_jax.compilation import compiled
 from ginex_jax.features import FeatureStore
 from ginex_jax.graph import Graph
-from ginex_jax.compilation import compiled
 
 HOT_ROW_BYTES = 16  # of a row besides its values: its id, and what choosing it takes
 _POSITIONS_AT_ONCE = 1 << 20

@@ -46,7 +46,7 @@ def open_loader(
     make_sampler: Callable[[Graph, Sequence[BatchShape] | None], BatchSampler],
     *,
     memory_bytes: int,
-    reserved_bytes: int = 0,
+    reserved_bytes: Callable[[BatchSampler], int] = lambda sampler: 0,
     policy: PolicyName = "belady",
     steps: int = 2**63 - 1,
     shapes: Sequence[BatchShape] | None = None,
@@ -63,7 +63,7 @@ def open_loader(
       make_sampler: of the run's mini-batches, from a graph and, once they are known, their shapes: a `NodeSampler`, say.
       memory_bytes: for all that the loader holds: lists, cache, tables, batches on their way, buffers. The interpreter and its libraries
         come on top.
-      reserved_bytes: of these, what others need: labels, parameters, the compiled step.
+      reserved_bytes: of these, what others need: labels, parameters, the compiled step; asked once the sampler knows its shapes.
       policy: which rows the cache keeps; "belady" looks ahead.
       steps: of the whole run, if known: there is no use in looking further ahead.
       shapes: those of the sampler of a run that goes on.
@@ -86,7 +86,8 @@ def open_loader(
     graph.pin(memory_bytes // 4, uses=uses)
     sampler = make_sampler(graph, shapes)
     samples = _samples(sampler)
-    demand = _demand(graph, features, samples, sampler.shapes, policy, num_samplers, reserved_bytes, steps)
+    reserved = reserved_bytes(sampler)
+    demand = _demand(graph, features, samples, sampler.shapes, policy, num_samplers, reserved, steps)
     splits = candidate_splits(memory_bytes, demand)
     split = best_split(splits, _expected_reads(graph, uses, samples, splits, cached=policy != "none"))
     phase("reading neighbour lists")
@@ -99,6 +100,12 @@ def open_loader(
         num_samplers=num_samplers,
     )
     return OpenedLoader(loader, split)
+
+
+def largest_expected(shapes: Sequence[BatchShape]) -> BatchShape:
+    """The one that memory is kept for: the last; with all neighbours, which may be the whole graph, that of four times what was seen."""
+    is_bounded = all(rows is None for rows in shapes[-1].degree_rows)
+    return shapes[-1] if is_bounded or len(shapes) == 1 else shapes[-2]
 
 
 def _samples(sampler: BatchSampler) -> list[PackedBatch]:
@@ -117,9 +124,6 @@ def _demand(
     steps: int,
 ) -> Demand:
     largest = max(samples, key=lambda batch: len(batch.node_ids))
-    # With all neighbours a batch may be the whole graph; memory is kept for four times what was seen.
-    is_bounded = all(rows is None for rows in shapes[-1].degree_rows)
-    largest_shape = shapes[-1] if is_bounded or len(shapes) == 1 else shapes[-2]
     node_bytes, slot_bytes = _TABLE_BYTES[policy]
     return Demand(
         graph_bytes=graph.indptr.nbytes,
@@ -130,7 +134,7 @@ def _demand(
         policy_node_bytes=node_bytes,
         policy_slot_bytes=slot_bytes,
         batch_rows=shape_for(largest.shape, shapes).level_sizes[-1],
-        largest_batch_rows=largest_shape.level_sizes[-1],
+        largest_batch_rows=largest_expected(shapes).level_sizes[-1],
         batch_bytes=largest.nbytes,
         padded_batch_bytes=_padded_bytes(largest, shapes),
         num_samplers=num_samplers,
