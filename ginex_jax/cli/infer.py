@@ -42,7 +42,7 @@ def infer(
 
 def _infer(run: Path, path: Path, out: Path, split: str | None, memory_bytes: int) -> dict[str, Any]:
     from ginex_jax.checkpoint.run_folder import best_record, load_run
-    from ginex_jax.cli.loaders import features_of, graph_of
+    from ginex_jax.cli.loaders import features_of
     from ginex_jax.inference.layerwise import infer as layerwise
     from ginex_jax.inference.output_files import write_outputs
     from ginex_jax.models.construction import build_model
@@ -63,7 +63,7 @@ def _infer(run: Path, path: Path, out: Path, split: str | None, memory_bytes: in
         outputs = layerwise(
             build_model(config),
             params,
-            graph_of(dataset),
+            dataset.graph,
             features,
             memory_bytes=memory_bytes,
             nodes=nodes,

@@ -13,15 +13,21 @@ from ginex_jax.checkpoint.run_folder import RunFolder, latest_record
 from ginex_jax.cli.interrupts import stopping_when
 from ginex_jax.cli.loaders import features_of, open_training_loader
 from ginex_jax.cli.run_options import RunOptions
+from ginex_jax.graph import Graph
 from ginex_jax.inference.layerwise import infer
 from ginex_jax.models.construction import build_model
+from ginex_jax.pipeline.opening import OpenedLoader, largest_expected
+from ginex_jax.sampling.samplers import BatchSampler
+from ginex_jax.sampling.shapes import PILOT_EPOCH
 from ginex_jax.store.dataset import Dataset
 from ginex_jax.store.manifest import content_digest
 from ginex_jax.train.evaluation import Score
 from ginex_jax.train.inputs import NodeArrays, check_labels
 from ginex_jax.train.loop import FitResult, Update, fit
 from ginex_jax.train.run_log import JsonLines, RunLog, SeveralLogs
+from ginex_jax.train.step_memory import step_bytes
 
+_EVALUATION_SHARE = 0.125  # of the memory
 METRICS = {"single-label": "accuracy", "multi-label": "micro-F1"}
 
 
@@ -44,21 +50,24 @@ class TrainingRun:
         self._opened: OpenedLoader | None = open_training_loader(
             dataset, options, latest_record(path), self._reserved_bytes
         )
-        self._loader = self._opened.loader
+        loader = self._opened.loader
+        self._steps_per_epoch = loader.steps_per_epoch
         self.folder = RunFolder(
             path,
             RunIdentity(
                 dataset=content_digest(dataset.manifest),
                 model=self._model_config,
                 num_features=self._features.shape[1],
-                sampler=self._loader.sampler_state,
+                sampler=loader.sampler_state,
                 training=self._config.decisive,
             ),
         )
 
     def fit(self, report: Callable[[Update], None], asked: Callable[[], bool]) -> FitResult:
-        """Trains to the end, or until `asked` says so."""
-        valid = self._dataset.valid
+        """Trains to the end, or until `asked` says so. Once only: the loader's memory is free afterwards."""
+        assert self._opened is not None
+        opened, valid, memory_bytes = self._opened, self._dataset.valid, self._shared_bytes
+        self._opened = None
         with contextlib.ExitStack() as stack:
             logs: list[RunLog] = [stack.enter_context(JsonLines(self.folder.path / "log.jsonl"))]
             if self._options.tensorboard:
@@ -67,11 +76,13 @@ class TrainingRun:
                 logs.append(stack.enter_context(TensorBoardLog(self.folder.path / "tensorboard")))
             return fit(
                 self._model,
-                self._loader,
+                opened.loader,
                 self._nodes,
                 self._config,
                 num_features=self._features.shape[1],
-                evaluate=None if valid is None else lambda params: self._score(params, valid, asked),
+                evaluate=None
+                if valid is None
+                else lambda params: self._score(params, valid, asked, opened.graph, memory_bytes),
                 checkpoints=self.folder,
                 log=SeveralLogs(*logs),
                 report=report,
@@ -81,8 +92,11 @@ class TrainingRun:
     def final_scores(self, params: Any, asked: Callable[[], bool]) -> dict[str, float | None]:
         """On the validation and test nodes, None where there are none."""
         splits = {"valid": self._dataset.valid, "test": self._dataset.test}
+        graph = self._dataset.graph
+        graph.pin(0)
+        memory_bytes = max(1, self._options.memory_bytes - self._held_bytes())
         return {
-            name: None if nodes is None or len(nodes) == 0 else self._score(params, nodes, asked)
+            name: None if nodes is None or len(nodes) == 0 else self._score(params, nodes, asked, graph, memory_bytes)
             for name, nodes in splits.items()
         }
 
@@ -94,7 +108,7 @@ class TrainingRun:
             "task": self._task,
             "metric": METRICS[self._task],
             "epochs": self._config.epochs,
-            "steps_per_epoch": self._loader.steps_per_epoch,
+            "steps_per_epoch": self._steps_per_epoch,
         }
 
     def last_step(self) -> int:
@@ -102,15 +116,36 @@ class TrainingRun:
         record = latest_record(self.folder.path)
         return 0 if record is None else record.step
 
-    def _score(self, params: Any, nodes: np.ndarray, asked: Callable[[], bool]) -> float:
+    def _held_bytes(self) -> int:
+        """Of what stays in memory all the time."""
+        arrays = [array for array in (self._nodes.labels, self._nodes.in_degrees) if array is not None]
+        return sum(array.nbytes for array in arrays) + self._dataset.graph.indptr.nbytes
+
+    def _reserved_bytes(self, sampler: BatchSampler) -> int:
+        """Memory that the loader leaves to others. A step and an evaluation never run at the same time, and share it."""
+        step = step_bytes(
+            self._model,
+            self._config,
+            self._nodes,
+            sampler.sampled(PILOT_EPOCH, 0),
+            largest_expected(sampler.shapes),
+            num_features=self._features.shape[1],
+            feature_dtype=self._features.dtype,
+        )
+        self._shared_bytes = max(step, int(self._options.memory_bytes * _EVALUATION_SHARE))
+        return self._held_bytes() - self._dataset.graph.indptr.nbytes + self._shared_bytes
+
+    def _score(
+        self, params: Any, nodes: np.ndarray, asked: Callable[[], bool], graph: Graph, memory_bytes: int
+    ) -> float:
         score, scratch = Score(), self.folder.path / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
         outputs = infer(
             self._model,
             params,
-            graph_of(self._dataset),
+            graph,
             self._features,
-            memory_bytes=self._options.memory_bytes,
+            memory_bytes=memory_bytes,
             nodes=nodes,
             scratch=scratch,
             progress=stopping_when(asked),

@@ -35,10 +35,11 @@ _NUM_USES = 1 << 16  # uses are counted up to this when rows are ranked
 
 @dataclasses.dataclass(frozen=True)
 class OpenedLoader:
-    """A loader and how its memory is divided."""
+    """A loader, how its memory is divided, and the graph that it samples, with the neighbour lists that are in memory."""
 
     loader: DiskLoader
     split: MemorySplit
+    graph: Graph
 
 
 def open_loader(
@@ -99,7 +100,7 @@ def open_loader(
         ring_rows=split.ring_rows,
         num_samplers=num_samplers,
     )
-    return OpenedLoader(loader, split)
+    return OpenedLoader(loader, split, lists)
 
 
 def largest_expected(shapes: Sequence[BatchShape]) -> BatchShape:

@@ -101,7 +101,8 @@ class StoredGraph:
         """How often each node is a neighbour: one pass over all lists, 8 bytes a node."""
         uses = np.zeros(self.num_nodes, np.int64)
         for start in range(0, self.num_edges, _POSITIONS_AT_ONCE):
-            _count(self.neighbors_at(np.arange(start, min(start + _POSITIONS_AT_ONCE, self.num_edges))), uses)
+            length = min(_POSITIONS_AT_ONCE, self.num_edges - start)
+            _count(self._indices.read_runs(np.array([start]), np.array([0, length])), uses)
         return uses
 
     def pin(self, memory_bytes: int, *, uses: Integer[np.ndarray, " nodes"] | None = None) -> int:

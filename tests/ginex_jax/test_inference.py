@@ -92,7 +92,7 @@ def test_equals_the_whole_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gcn"])
-@pytest.mark.parametrize("memory_bytes", [SMALL, 3_000_000])
+@pytest.mark.parametrize("memory_bytes", [SMALL, pytest.param(3_000_000, marks=pytest.mark.slow)])
 def test_equals_the_whole_graph_in_any_memory(name: str, memory_bytes: int, tmp_path: Path) -> None:
     """Graph and features on disk; hidden features, too, where memory is small. Nothing is left on the disk."""
     write_vector(tmp_path / "indices", graph().indices)

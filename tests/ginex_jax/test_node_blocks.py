@@ -51,12 +51,13 @@ def test_a_few_shapes_hold_all_blocks(budget: int, by_degree: bool) -> None:
 
 def test_nodes_by_degree_have_shapes_of_their_own() -> None:
     """One shape would have the first blocks' wide tables and the last blocks' many nodes."""
-    degrees = np.repeat([200, 1], [16, 3200])
+    degrees = np.repeat([200, 1], [64, 12800])
     graph = CSCGraph(np.concatenate([[0], np.cumsum(degrees)]), np.zeros(degrees.sum(), np.int32))
     targets = targets_of(graph, None)
     shapes = block_shapes(targets, cut(targets, node_cost=0, edge_cost=1, budget=400), graph.num_nodes)
-    assert len(set(shapes)) > 1
-    assert sum(map(num_places, shapes)) < 16 * 256 + 3200 * 16 + 16 * 400
+    assert len(shapes) == 64
+    assert len(set(shapes)) == 2
+    assert sum(map(num_places, shapes)) == 32 * (2 * 256 + 2) + 32 * (400 * 4 + 400)
 
 
 def test_uses_are_counted_and_the_most_used_found() -> None:

@@ -10,7 +10,7 @@ from ginex_jax.belady.planning import _find_next_uses, plan_cache
 from tests.ginex_jax.cache_oracles import fewest_misses, replay, skewed_trace, traces
 
 
-@given(traces(), st.integers(0, 4), st.data())
+@given(traces(most_nodes=5), st.integers(0, 4), st.data())
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_no_cache_misses_less(trace_and_nodes, capacity, data):
     trace, num_nodes = trace_and_nodes
