@@ -128,7 +128,7 @@ def test_nothing_depends_on_edges_that_are_hidden() -> None:
     links = sampler.links(0, 3)
     hidden = edge_set(np.concatenate([links.edges, links.edges[:, ::-1], held_out().edges()]), NUM_NODES)
     bare = graph_without(graph, hidden)
-    bare_sampler = LinkSampler(bare, split().train, config, shapes=sampler.shapes)
+    bare_sampler = LinkSampler(bare, split().train, config)
     np.testing.assert_array_equal(bare_sampler.links(0, 3).seed_nodes, links.seed_nodes)
     for kind in ("sage", "gat", "gcn"):
         model = build_model(ModelConfig(kind=kind, hidden=8, num_layers=2, num_outputs=4, dropout=0.0))
