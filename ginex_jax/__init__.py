@@ -7,6 +7,7 @@ from ginex_jax.batch import MiniBatch as MiniBatch
 from ginex_jax.belady.steps import CachePlan as CachePlan
 from ginex_jax.belady.steps import CachePolicy as CachePolicy
 from ginex_jax.belady.steps import CacheStep as CacheStep
+from ginex_jax.checkpoint.run_folder import load_run as load_run
 from ginex_jax.features import ArrayFeatures as ArrayFeatures
 from ginex_jax.features import FeatureStore as FeatureStore
 from ginex_jax.features import ReadStats as ReadStats
@@ -29,6 +30,10 @@ from ginex_jax.models.gat import GAT as GAT
 from ginex_jax.models.gcn import GCN as GCN
 from ginex_jax.models.network import BlockNetwork as BlockNetwork
 from ginex_jax.models.sage import GraphSAGE as GraphSAGE
+from ginex_jax.pipeline.disk_loader import DiskLoader as DiskLoader
+from ginex_jax.pipeline.memory_loader import MemoryLoader as MemoryLoader
+from ginex_jax.pipeline.opening import OpenedLoader as OpenedLoader
+from ginex_jax.pipeline.opening import open_loader as open_loader
 from ginex_jax.sampling.aggregation import aggregate_max as aggregate_max
 from ginex_jax.sampling.aggregation import aggregate_mean as aggregate_mean
 from ginex_jax.sampling.aggregation import aggregate_sum as aggregate_sum
@@ -53,3 +58,8 @@ from ginex_jax.store.direct_features import DirectFeatures as DirectFeatures
 from ginex_jax.store.stored_graph import StoredGraph as StoredGraph
 from ginex_jax.store.tensorstore_features import TensorStoreFeatures as TensorStoreFeatures
 from ginex_jax.store.tensorstore_features import open_features as open_features
+from ginex_jax.train.config import TrainConfig as TrainConfig
+from ginex_jax.train.evaluation import batch_evaluator as batch_evaluator
+from ginex_jax.train.inputs import NodeArrays as NodeArrays
+from ginex_jax.train.loop import FitResult as FitResult
+from ginex_jax.train.loop import fit as fit

@@ -8,7 +8,6 @@ from typing import Any
 import google_crc32c
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore
 
 _INDEX_CACHE_BYTES = 8 << 20
@@ -50,6 +49,8 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
     It is this process's own checkpoint: of several processes, one calls it.
     """
+    import orbax.checkpoint as ocp  # half a second, and reading needs none of it
+
     tree: dict[str, Any] = {}
     for name, array in arrays.items():
         *levels, last = name.split("/")
