@@ -39,7 +39,17 @@ from ginex_jax.sampling.aggregation import aggregate_mean as aggregate_mean
 from ginex_jax.sampling.aggregation import aggregate_sum as aggregate_sum
 from ginex_jax.sampling.attention import aggregate_attention as aggregate_attention
 from ginex_jax.sampling.config import SamplerConfig as SamplerConfig
+from ginex_jax.sampling.edge_set import EdgeSet as EdgeSet
+from ginex_jax.sampling.edge_set import edge_set as edge_set
+from ginex_jax.sampling.edge_set import without_edges as without_edges
+from ginex_jax.sampling.edge_split import edges_of as edges_of
+from ginex_jax.sampling.edge_split import split_edges as split_edges
+from ginex_jax.sampling.links import LinkConfig as LinkConfig
 from ginex_jax.sampling.neighbors import sample_batch as sample_batch
+from ginex_jax.sampling.reduced_graph import graph_without as graph_without
+from ginex_jax.sampling.samplers import LinkSampler as LinkSampler
+from ginex_jax.sampling.samplers import NodeSampler as NodeSampler
+from ginex_jax.sampling.samplers import Share as Share
 from ginex_jax.sampling.shapes import pilot as pilot
 from ginex_jax.sampling.source import BatchSource as BatchSource
 from ginex_jax.store.dataset import Dataset as Dataset

@@ -10,7 +10,9 @@ from ginex_jax.cli.run_options import RunOptions
 from ginex_jax.features import FeatureStore
 from ginex_jax.graph import Graph
 from ginex_jax.pipeline.opening import OpenedLoader, open_loader
-from ginex_jax.sampling.samplers import BatchSampler, NodeSampler
+from ginex_jax.sampling.edge_set import EdgeSet
+from ginex_jax.sampling.links import LinkConfig
+from ginex_jax.sampling.samplers import BatchSampler, LinkSampler, NodeSampler
 from ginex_jax.sampling.shapes import from_state
 from ginex_jax.store.dataset import Dataset
 
@@ -41,6 +43,36 @@ def open_training_loader(
         reserved_bytes=lambda sampler: nodes.nbytes + reserved_bytes(sampler),
         policy=options.policy,  # pyright: ignore[reportArgumentType]  # checked by the options
         steps=options.epochs * steps_per_epoch,
+        shapes=shapes,
+    )
+
+
+def open_link_loader(
+    dataset: Dataset,
+    options: RunOptions,
+    record: RunRecord | None,
+    reserved_bytes: Callable[[BatchSampler], int],
+    *,
+    edges: np.ndarray,
+    held_out: EdgeSet,
+    config: LinkConfig,
+) -> OpenedLoader:
+    """The loader of these target edges; as `open_training_loader`."""
+    shapes = None
+    if record is not None:
+        recorded, old_shapes = from_state(dict(record.identity.sampler))
+        shapes = old_shapes if recorded == config.of_seeds else None  # else the run will be refused, and say why
+
+    def sampler_of(graph: Graph, shapes: Sequence[BatchShape] | None) -> LinkSampler:
+        return LinkSampler(graph, edges, config, held_out=held_out, shapes=shapes)
+
+    return open_loader(
+        dataset,
+        sampler_of,
+        memory_bytes=options.memory_bytes,
+        reserved_bytes=reserved_bytes,
+        policy=options.policy,  # pyright: ignore[reportArgumentType]  # checked by the options
+        steps=options.epochs * -(-len(edges) // config.sampling.batch_size),
         shapes=shapes,
     )
 

@@ -12,8 +12,9 @@ import yaml
 from ginex_jax.cli.byte_sizes import parse_bytes
 from ginex_jax.models.config import ModelConfig
 from ginex_jax.sampling.config import SamplerConfig
-from ginex_jax.train.config import TrainConfig
+from ginex_jax.train.config import LINK_TASKS, TrainConfig
 
+RUN_TASKS = ("nodes", *LINK_TASKS)
 POLICIES = ("belady", "lru", "static", "none")
 _MAX_BYTES = 1 << 20
 
@@ -22,6 +23,9 @@ _MAX_BYTES = 1 << 20
 class RunOptions:
     """Every option of a run; a file may have the same names, with - or _."""
 
+    task: str = "nodes"
+    negatives: int = 1
+    held_out: float = 0.1
     model: str = "sage"
     fanouts: str = "10,10,10"
     batch_size: int = 1000
@@ -45,6 +49,8 @@ class RunOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        if self.task not in RUN_TASKS:
+            raise ValueError(f"task should be one of {', '.join(RUN_TASKS)}, got {self.task!r}")
         if self.policy not in POLICIES:
             raise ValueError(f"policy should be one of {', '.join(POLICIES)}, got {self.policy!r}")
         parse_bytes(self.memory)

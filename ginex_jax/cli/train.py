@@ -24,11 +24,19 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one; options are its own.")
     ] = False,
     config: Annotated[Path | None, typer.Option(help="A YAML file with any of the options below.")] = None,
+    task: Annotated[
+        Literal["nodes", "links", "directed-links"] | None,
+        typer.Option(help="What to predict: labels of nodes, or edges. Default: nodes.", show_default=False),
+    ] = None,
+    negatives: Annotated[int | None, typer.Option(help="Of links: random pairs an edge. Default: 1.")] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="Of links: share of the edges for validation, and for test. Default: 0.1.")
+    ] = None,
     model: Annotated[Model | None, typer.Option(help="Default: sage.", show_default=False)] = None,
     fanouts: Annotated[
         str | None, typer.Option(help="Neighbours a node for each hop, `all` for all. Default: 10,10,10.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Seeds a step. Default: 1000.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Seeds a step; edges, of links. Default: 1000.")] = None,
     memory: Annotated[
         str | None, typer.Option(help="Most memory to use, 600 MB of libraries aside. Default: 2GiB.")
     ] = None,
@@ -79,6 +87,7 @@ def train(
 
 
 def _train(path: Path, out: Path, flags: dict[str, Any], config: Path | None, resume: bool) -> dict[str, Any]:
+    from ginex_jax.cli.link_run import LinkRun
     from ginex_jax.cli.run_options import merged, write_options
     from ginex_jax.cli.training_run import TrainingRun
     from ginex_jax.store.dataset import open_dataset
@@ -87,7 +96,7 @@ def _train(path: Path, out: Path, flags: dict[str, Any], config: Path | None, re
     _check_folder(out, resume)
     own_options = out / "config.yaml"
     options = merged(flags, config, own_options if resume and own_options.is_file() else None)
-    run = TrainingRun(dataset, out, options)
+    run = TrainingRun(dataset, out, options) if options.task == "nodes" else LinkRun(dataset, out, options)
     with run.folder.lock():
         run.folder.check()
         write_options(own_options, options)

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ginex_jax.cli.interrupts import stopping_when
 from ginex_jax.cli.loaders import features_of, open_training_loader
 from ginex_jax.cli.run_options import RunOptions
 from ginex_jax.graph import Graph
-from ginex_jax.inference.layerwise import infer
+from ginex_jax.inference.layerwise import NodeOutputs, infer
 from ginex_jax.models.construction import build_model
 from ginex_jax.pipeline.opening import OpenedLoader, largest_expected
 from ginex_jax.sampling.samplers import BatchSampler
@@ -28,7 +28,7 @@ from ginex_jax.train.run_log import JsonLines, RunLog, SeveralLogs
 from ginex_jax.train.step_memory import step_bytes
 
 _EVALUATION_SHARE = 0.125  # of the memory
-METRICS = {"single-label": "accuracy", "multi-label": "micro-F1"}
+METRICS = {"single-label": "accuracy", "multi-label": "micro-F1", "links": "MRR", "directed-links": "MRR"}
 
 
 class TrainingRun:
@@ -47,15 +47,16 @@ class TrainingRun:
         self._nodes = NodeArrays(self._labels, degrees)
         check_labels(self._nodes, self._task, self._model_config.num_outputs)
         self._features = features_of(dataset)
-        self._opened: OpenedLoader | None = open_training_loader(
-            dataset, options, latest_record(path), self._reserved_bytes
-        )
+        self._open(path, open_training_loader(dataset, options, latest_record(path), self._reserved_bytes))
+
+    def _open(self, path: Path, opened: OpenedLoader) -> None:
+        self._opened: OpenedLoader | None = opened
         loader = self._opened.loader
         self._steps_per_epoch = loader.steps_per_epoch
         self.folder = RunFolder(
             path,
             RunIdentity(
-                dataset=content_digest(dataset.manifest),
+                dataset=content_digest(self._dataset.manifest),
                 model=self._model_config,
                 num_features=self._features.shape[1],
                 sampler=loader.sampler_state,
@@ -66,7 +67,7 @@ class TrainingRun:
     def fit(self, report: Callable[[Update], None], asked: Callable[[], bool]) -> FitResult:
         """Trains to the end, or until `asked` says so. Once only: the loader's memory is free afterwards."""
         assert self._opened is not None
-        opened, valid, memory_bytes = self._opened, self._dataset.valid, self._shared_bytes
+        opened, valid, memory_bytes = self._opened, self._targets("valid"), self._shared_bytes
         self._opened = None
         with contextlib.ExitStack() as stack:
             logs: list[RunLog] = [stack.enter_context(JsonLines(self.folder.path / "log.jsonl"))]
@@ -91,13 +92,13 @@ class TrainingRun:
 
     def final_scores(self, params: Any, asked: Callable[[], bool]) -> dict[str, float | None]:
         """On the validation and test nodes, None where there are none."""
-        splits = {"valid": self._dataset.valid, "test": self._dataset.test}
+        splits = {name: self._targets(name) for name in ("valid", "test")}
         graph = self._dataset.graph
         graph.pin(0)
         memory_bytes = max(1, self._options.memory_bytes - self._held_bytes())
         return {
-            name: None if nodes is None or len(nodes) == 0 else self._score(params, nodes, asked, graph, memory_bytes)
-            for name, nodes in splits.items()
+            name: None if targets is None else self._score(params, targets, asked, graph, memory_bytes)
+            for name, targets in splits.items()
         }
 
     def description(self) -> dict[str, Any]:
@@ -115,6 +116,11 @@ class TrainingRun:
         """That of the last checkpoint."""
         record = latest_record(self.folder.path)
         return 0 if record is None else record.step
+
+    def _targets(self, split: str) -> Any:
+        """What `_score` scores; None where there is nothing."""
+        nodes = {"valid": self._dataset.valid, "test": self._dataset.test}[split]
+        return None if nodes is None or len(nodes) == 0 else nodes
 
     def _held_bytes(self) -> int:
         """Of what stays in memory all the time."""
@@ -135,12 +141,19 @@ class TrainingRun:
         self._shared_bytes = max(step, int(self._options.memory_bytes * _EVALUATION_SHARE))
         return self._held_bytes() - self._dataset.graph.indptr.nbytes + self._shared_bytes
 
-    def _score(
-        self, params: Any, nodes: np.ndarray, asked: Callable[[], bool], graph: Graph, memory_bytes: int
-    ) -> float:
-        score, scratch = Score(), self.folder.path / "scratch"
+    def _score(self, params: Any, targets: Any, asked: Callable[[], bool], graph: Graph, memory_bytes: int) -> float:
+        score = Score()
+        for node_ids, rows in self._outputs(params, targets, asked, graph, memory_bytes):
+            score.add(rows, self._labels[node_ids])
+        return score.value
+
+    def _outputs(
+        self, params: Any, nodes: np.ndarray | None, asked: Callable[[], bool], graph: Graph, memory_bytes: int
+    ) -> Iterator[NodeOutputs]:
+        """Of these nodes, or of all."""
+        scratch = self.folder.path / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-        outputs = infer(
+        yield from infer(
             self._model,
             params,
             graph,
@@ -150,10 +163,7 @@ class TrainingRun:
             scratch=scratch,
             progress=stopping_when(asked),
         )
-        for node_ids, rows in outputs:
-            score.add(rows, self._labels[node_ids])
         shutil.rmtree(scratch, ignore_errors=True)
-        return score.value
 
 
 def num_classes(labels: np.ndarray) -> int:

@@ -4,7 +4,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64, Integer, Shaped
+from jaxtyping import Bool, Int64, Integer
 
 from ginex_jax.batch import Block, DegreeBlock, DegreeTable, MiniBatch, row_owners
 from ginex_jax.features import require_within
@@ -36,11 +36,6 @@ class EdgeSet(NamedTuple):
         places = np.searchsorted(self.keys, wanted)
         return self.keys[np.minimum(places, len(self.keys) - 1)] == wanted
 
-    def points_to(self, targets: Int64[np.ndarray, " targets"]) -> Bool[np.ndarray, " targets"]:
-        """For each node, whether any edge of the set points to it."""
-        first, beyond = (np.searchsorted(self.keys, (targets + i) * self.num_nodes) for i in (0, 1))
-        return first < beyond
-
     def edges(self) -> Int64[np.ndarray, "edges 2"]:
         """(source, target), by target and then source."""
         return np.stack([self.keys % self.num_nodes, self.keys // self.num_nodes], axis=1)
@@ -70,7 +65,7 @@ def without_edges(batch: MiniBatch, excluded: EdgeSet) -> MiniBatch:
     drawn is not drawn again, so that a list may be shorter than its fan-out; what is left of a uniform draw is a uniform draw of the
     other neighbours. Padded or not.
 
-    O(destinations * log(excluded)), and O(entries * log(excluded)) for lists that the set points to.
+    O(destinations * log(excluded)), and O(entries * log(list of the set)) for lists that the set points to.
     """
     if len(excluded) == 0:
         return batch
@@ -100,18 +95,11 @@ def _masked_table(
     table: DegreeTable, owners: Int64[np.ndarray, " rows"], node_ids: Int64[np.ndarray, " nodes"], excluded: EdgeSet
 ) -> tuple[DegreeTable, Integer[np.ndarray, " rows"]]:
     """The table without them, and how many entries of every row that took."""
-    targets = node_ids[owners]
-    rows = np.flatnonzero(excluded.points_to(targets))
-    gone = table.mask[rows] & excluded.contains(node_ids[table.entries[rows]], targets[rows, None])
-    counts = np.zeros(len(owners), np.int64)
-    counts[rows] = gone.sum(axis=1)
-    arrays = (None if array is None else _zeroed(array, rows, gone) for array in table)
+    from ginex_jax.sampling.kernels import mark_edges
+
+    gone, counts = np.zeros(table.mask.shape, np.bool_), np.zeros(len(owners), np.int64)
+    mark_edges(excluded.keys, excluded.num_nodes, node_ids, owners, table.entries, table.mask, gone, counts)
+    if not counts.any():
+        return table, counts
+    arrays = (None if array is None else np.where(gone, np.zeros((), array.dtype), array) for array in table)
     return DegreeTable(*arrays), counts  # pyright: ignore[reportArgumentType]
-
-
-def _zeroed(
-    array: Shaped[np.ndarray, "rows width"], rows: Int64[np.ndarray, " some"], gone: Bool[np.ndarray, "some width"]
-) -> Shaped[np.ndarray, "rows width"]:
-    result = array.copy()
-    result[rows] = np.where(gone, np.zeros((), array.dtype), array[rows])
-    return result

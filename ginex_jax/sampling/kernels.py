@@ -166,3 +166,35 @@ def number_pairs(key, pairs, numbers):
     """Numbers between 0 and 1, each a function of the pair of nodes in its row."""
     for i in range(len(pairs)):
         numbers[i] = uniform(hashed(key, pairs[i, 0]), pairs[i, 1])
+
+
+@inlined
+def _first_at_least(keys, wanted, start, stop):
+    """The first place from `start` on, before `stop`, whose key is not below `wanted`; else `stop`. Keys ascend."""
+    while start < stop:
+        middle = (start + stop) >> 1
+        if keys[middle] < wanted:
+            start = middle + 1
+        else:
+            stop = middle
+    return start
+
+
+@compiled
+def mark_edges(keys, num_nodes, node_ids, owners, entries, mask, gone, counts):
+    """Marks in `gone`, and counts row by row, the entries whose edge into the row's owner has a key `target * num_nodes + source`."""
+    for row in range(len(owners)):
+        base = node_ids[owners[row]] * num_nodes
+        start = _first_at_least(keys, base, 0, len(keys))
+        if start == len(keys) or keys[start] >= base + num_nodes:
+            continue
+        stop = start + 1
+        while stop < len(keys) and keys[stop] < base + num_nodes:
+            stop += 1
+        for j in range(entries.shape[1]):
+            if mask[row, j]:
+                key = base + node_ids[entries[row, j]]
+                place = _first_at_least(keys, key, start, stop)
+                if place < stop and keys[place] == key:
+                    gone[row, j] = True
+                    counts[row] += 1

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from ginex_jax.belady.policies import NoCache
 from ginex_jax.features import ArrayFeatures
 from ginex_jax.graph import CSCGraph
+from ginex_jax.pipeline.disk_loader import DiskLoader
 from ginex_jax.pipeline.loading import Loader
 from ginex_jax.pipeline.memory_loader import MemoryLoader
 from ginex_jax.sampling.config import SamplerConfig
 from ginex_jax.sampling.edge_set import EdgeSet, edge_set
 from ginex_jax.sampling.edge_split import edges_of, split_edges
 from ginex_jax.sampling.links import LinkConfig, links_at, uniform_negatives
-from ginex_jax.sampling.samplers import BatchSampler, LinkSampler, NodeSampler, Share
+from ginex_jax.sampling.samplers import WHOLE, BatchSampler, LinkSampler, NodeSampler, Share
 from ginex_jax.sampling.source import sampled
 from tests.ginex_jax import oracles_links as oracles
 from tests.ginex_jax import oracles_sampling as sampling
@@ -102,6 +104,21 @@ def test_a_loader_of_links() -> None:
     assert again.state == sampler.state
     assert LinkSampler(GRAPH, SPLIT.train, CONFIG, shapes=sampler.shapes).state != sampler.state
     assert LinkSampler(GRAPH, SPLIT.train[:-1], CONFIG, held_out=HELD_OUT).state != sampler.state
+
+
+@pytest.mark.parametrize("share", [WHOLE, Share(1, 4)])
+def test_links_come_through_the_pipeline(share: Share) -> None:
+    """All neighbours in one hop, masked edges in both, and in the last batch a share of none."""
+    config = LinkConfig(sampling=SamplerConfig(fanouts=(None, 3), batch_size=20), num_negatives=2)
+    sampler = LinkSampler(GRAPH, SPLIT.train[:61], config, held_out=HELD_OUT, share=share)
+    features = ArrayFeatures(np.random.default_rng(0).standard_normal((300, 5)).astype(np.float32))
+    pipeline = DiskLoader(sampler, features, make_policy=NoCache, ring_rows=3 * sampler.shapes[-1].level_sizes[-1])
+    twin = MemoryLoader.of(sampler, features)
+    with pipeline.stream(1, 6) as stream, twin.stream(1, 6) as expected:
+        for ours, theirs in zip(stream, expected, strict=True):
+            assert same(ours.batch, theirs.batch)
+            np.testing.assert_array_equal(ours.features, theirs.features)
+            ours.release()
 
 
 def samplers(kind: str, count: int, fanouts: tuple[int | None, ...]) -> list[NodeSampler | LinkSampler]:

@@ -1,19 +1,26 @@
+import itertools
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from ginex_jax.checkpoint.record import RunIdentity
+from ginex_jax.checkpoint.run_folder import RunFolder, latest_record
 from ginex_jax.pipeline.divided_loader import DividedLoader
 from ginex_jax.sampling.samplers import WHOLE, Share
+from ginex_jax.train.config import TrainConfig
 from ginex_jax.train.devices import Devices, OneDevice
 from ginex_jax.train.inputs import NodeArrays
+from ginex_jax.train.loop import FitResult, fit
 from ginex_jax.train.parallel import DataParallel
-from tests.ginex_jax.parallel_process import LABELS, loader_of, trained
+from tests.ginex_jax.parallel_process import LABELS, MODEL, loader_of, trained
+from tests.ginex_jax.small_links import WIDTH
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,8 +67,10 @@ def assert_same_training(found: dict[str, np.ndarray], expected: dict[str, np.nd
             np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "devices_each"), [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("num_processes", "devices_each"),
+    [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)],
+)
 def test_devices_and_processes_train_as_one(
     tmp_path: Path, single: dict[str, np.ndarray], num_processes: int, devices_each: int
 ) -> None:
@@ -75,6 +84,44 @@ def test_one_share_trains_as_one_device(single: dict[str, np.ndarray]) -> None:
     assert_same_training(
         trained("single-label", DataParallel(jax.devices()[:1])), only(single, "single"), with_log=True
     )
+
+
+def test_several_devices_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
+    """Bit for bit, as one device does; and a process that is not the first writes nothing."""
+    devices = DataParallel(jax.devices()[:1])
+    loader = DividedLoader([loader_of("single-label", WHOLE)])
+    config = TrainConfig(learning_rate=0.01, epochs=2, checkpoint_every=4)
+    identity = RunIdentity(
+        dataset="d", model=MODEL.config, num_features=WIDTH, sampler=loader.sampler_state, training=config.decisive
+    )
+
+    def result(path: Path, stop: Callable[[], bool] | None, devices: Devices) -> FitResult:
+        run = RunFolder(path, identity)
+        with run.lock():
+            return fit(
+                MODEL,
+                loader,
+                NodeArrays(LABELS),
+                config,
+                num_features=WIDTH,
+                checkpoints=run,
+                stop=stop,
+                devices=devices,
+            )
+
+    counts = itertools.count(1)
+    interrupted = result(tmp_path / "a", lambda: next(counts) == 3, devices)
+    assert interrupted.interrupted and interrupted.step == 3
+    whole, resumed = result(tmp_path / "b", None, devices), result(tmp_path / "a", None, devices)
+    assert resumed.step == whole.step == 10
+    for ours, theirs in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    class Second(DataParallel):
+        is_first = False
+
+    second = result(tmp_path / "c", None, Second(jax.devices()[:1]))
+    assert second.step == 10 and latest_record(tmp_path / "c") is None
 
 
 def only(results: dict[str, np.ndarray], task: str) -> dict[str, np.ndarray]:
