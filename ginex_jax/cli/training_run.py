@@ -19,13 +19,14 @@ from ginex_jax.models.construction import build_model
 from ginex_jax.pipeline.opening import OpenedLoader, largest_expected
 from ginex_jax.sampling.samplers import BatchSampler
 from ginex_jax.sampling.shapes import PILOT_EPOCH
+from ginex_jax.sampling.source import shape_for
 from ginex_jax.store.dataset import Dataset
 from ginex_jax.store.manifest import content_digest
 from ginex_jax.train.evaluation import Score
 from ginex_jax.train.inputs import NodeArrays, check_labels
 from ginex_jax.train.loop import FitResult, Update, fit
 from ginex_jax.train.run_log import JsonLines, RunLog, SeveralLogs
-from ginex_jax.train.step_memory import step_bytes
+from ginex_jax.train.step_memory import step_memory
 
 _EVALUATION_SHARE = 0.125  # of the memory
 METRICS = {"single-label": "accuracy", "multi-label": "micro-F1", "links": "MRR", "directed-links": "MRR"}
@@ -129,17 +130,22 @@ class TrainingRun:
 
     def _reserved_bytes(self, sampler: BatchSampler) -> int:
         """Memory that the loader leaves to others. A step and an evaluation never run at the same time, and share it."""
-        step = step_bytes(
-            self._model,
-            self._config,
-            self._nodes,
-            sampler.sampled(PILOT_EPOCH, 0),
-            largest_expected(sampler.shapes),
-            num_features=self._features.shape[1],
-            feature_dtype=self._features.dtype,
+        batch, shapes = sampler.sampled(PILOT_EPOCH, 0), sampler.shapes
+        usual, most = (
+            step_memory(
+                self._model,
+                self._config,
+                self._nodes,
+                batch,
+                shape,
+                num_features=self._features.shape[1],
+                feature_dtype=self._features.dtype,
+            )
+            for shape in (shape_for(batch.shape, shapes), largest_expected(shapes))
         )
-        self._shared_bytes = max(step, int(self._options.memory_bytes * _EVALUATION_SHARE))
-        return self._held_bytes() - self._dataset.graph.indptr.nbytes + self._shared_bytes
+        self._shared_bytes = max(most.step, int(self._options.memory_bytes * _EVALUATION_SHARE))
+        on_device = most.inputs + 2 * usual.inputs  # under way, waiting, being transferred
+        return self._held_bytes() - self._dataset.graph.indptr.nbytes + self._shared_bytes + on_device
 
     def _score(self, params: Any, targets: Any, asked: Callable[[], bool], graph: Graph, memory_bytes: int) -> float:
         score = Score()

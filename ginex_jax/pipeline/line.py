@@ -85,11 +85,15 @@ class Line:
             yield
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Stops all threads and waits for them. What is under way, such as a read, is finished first."""
+    def stop(self) -> None:
+        """Tells all threads to stop at their next queue."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stops all threads and waits for them. What is under way, such as a read, is finished first."""
+        self.stop()
         for thread in self._threads:
             thread.join()
         self._threads.clear()

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
+import numpy as np
+
 from ginex_jax.batch import BatchShape
 from ginex_jax.train.config import TrainConfig
 from ginex_jax.train.inputs import NodeArrays, StepInputs, step_inputs
@@ -22,8 +25,13 @@ class Devices(Protocol):
         """Host arrays, the same in every process, on every device."""
         ...
 
+    @property
+    def transfers_ahead(self) -> bool:
+        """Whether `inputs` may be called by another thread, while a step is computed."""
+        ...
+
     def inputs(self, loaded: Any, nodes: NodeArrays, shapes: Sequence[BatchShape]) -> StepInputs:
-        """What the step takes of a loaded batch, whose loader has these shapes."""
+        """What the step takes of a loaded batch, whose loader has these shapes: on the devices, and nothing of it in the batch's memory."""
         ...
 
     def any(self, flag: bool) -> bool:
@@ -39,12 +47,18 @@ class OneDevice:
     """JAX's default device."""
 
     is_first = True
+    transfers_ahead = True
 
     def replicated(self, tree: Any) -> Any:
         return tree
 
     def inputs(self, loaded: Any, nodes: NodeArrays, shapes: Sequence[BatchShape]) -> StepInputs:
-        return step_inputs(loaded, nodes)
+        inputs = step_inputs(loaded, nodes)
+        if (
+            jax.default_backend() == "cpu"
+        ):  # which would read the loader's memory where it lies, whatever `may_alias` says
+            inputs = inputs._replace(features=np.array(inputs.features))
+        return jax.block_until_ready(jax.device_put(inputs))
 
     def any(self, flag: bool) -> bool:
         return flag

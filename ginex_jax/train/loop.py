@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from ginex_jax.models.initialization import initial_parameters
-from ginex_jax.pipeline.divided_loader import DividedBatch, DividedLoader
-from ginex_jax.pipeline.loading import LoadedBatch, Loader
+from ginex_jax.pipeline.divided_loader import DividedLoader
+from ginex_jax.pipeline.loading import Loader
+from ginex_jax.pipeline.transferring import Transferred, TransferringStream
 from ginex_jax.train.config import TrainConfig
 from ginex_jax.train.devices import Devices, OneDevice
-from ginex_jax.train.inputs import NodeArrays
+from ginex_jax.train.inputs import NodeArrays, StepInputs
 from ginex_jax.train.metrics import Tally
 from ginex_jax.train.run_log import RunLog, SeveralLogs
 from ginex_jax.train.step import Params, TrainState, initial_state, random_keys
@@ -144,7 +145,7 @@ class _Loop:
         state, self._progress = self._restored(initial_state(first, config))
         self._state = devices.replicated(state)
         self._num_steps = config.epochs * loader.steps_per_epoch
-        self._in_flight: tuple[LoadedBatch | DividedBatch, jax.Array] | None = None
+        self._in_flight: jax.Array | None = None
         self._best: Params = None  # not yet written
         self._best_known: Params = None
         self._started = self._logged = self._saved = time.monotonic()
@@ -157,35 +158,39 @@ class _Loop:
         if progress.step == 0 and self._checkpoints is not None:
             self._save()  # from here on it can be resumed
         if progress.step < self._num_steps and not self._is_out_of_patience:
-            with self._loader.stream(progress.step, self._num_steps) as stream:
-                try:
-                    for loaded in stream:
-                        self._take(loaded)
-                        if self._is_over:
-                            break
-                        if interrupted := self._stop is not None and self._devices.any(self._stop()):
-                            break
-                finally:
-                    self._settle()  # before the stream takes the memory back that a step still reads
+            with self._batches(progress.step) as batches:
+                for batch in batches:
+                    self._take(batch)
+                    if self._is_over:
+                        break
+                    if interrupted := self._stop is not None and self._devices.any(self._stop()):
+                        break
             self._save()
         scores = progress.best_score, progress.best_step
         return FitResult(self._best_params(), progress.step, *scores, interrupted, self._is_out_of_patience)
 
-    def _take(self, loaded: LoadedBatch | DividedBatch) -> None:
+    def _batches(self, first_step: int) -> TransferringStream[StepInputs]:
+        devices, nodes, shapes = self._devices, self._nodes, self._loader.shapes
+        return TransferringStream(
+            self._loader.stream(first_step, self._num_steps),
+            lambda loaded: devices.inputs(loaded, nodes, shapes),
+            ahead=devices.transfers_ahead,
+        )
+
+    def _take(self, batch: Transferred[StepInputs]) -> None:
         """One step, and what is due after it."""
         progress, config = self._progress, self._config
-        inputs = self._devices.inputs(loaded, self._nodes, self._loader.shapes)
-        state, loss = self._step(self._state, inputs, loaded.step, self._dropout_key)
+        state, loss = self._step(self._state, batch.inputs, batch.step, self._dropout_key)
         self._settle()  # the step before; this one is under way
-        self._state, self._in_flight = state, (loaded, loss)
+        self._state, self._in_flight = state, loss
         progress.step += 1
-        progress.rows += loaded.report.rows
-        progress.misses += loaded.report.misses
+        progress.rows += batch.report.rows
+        progress.misses += batch.report.misses
         epoch, rest = divmod(progress.step, self._loader.steps_per_epoch)
         if rest == 0 or progress.step % config.log_every == 0:
-            self._write_line(loaded.epoch)
+            self._write_line(batch.epoch)
         if rest == 0 and self._evaluate is not None and (epoch % config.eval_every == 0 or epoch == config.epochs):
-            self._write_evaluation(loaded.epoch, self._evaluate)
+            self._write_evaluation(batch.epoch, self._evaluate)
         is_due = rest == 0 and time.monotonic() - self._saved > _SECONDS_BETWEEN
         if is_due or progress.step % config.checkpoint_every == 0:
             self._save()
@@ -193,13 +198,10 @@ class _Loop:
             self._report(self._updated())
 
     def _settle(self) -> None:
-        """Waits for the step under way, and gives its batch back."""
-        if self._in_flight is None:
-            return
-        loaded, loss = self._in_flight
-        self._in_flight = None
-        loss.block_until_ready()
-        loaded.release()
+        """Waits for the step under way, so that there is never more than one, and one that waits."""
+        if self._in_flight is not None:
+            self._in_flight.block_until_ready()
+            self._in_flight = None
 
     def _write_line(self, epoch: int) -> None:
         self._settle()

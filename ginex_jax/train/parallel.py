@@ -51,6 +51,11 @@ class DataParallel:
         return tuple(i for i, device in enumerate(self._mesh.devices.flat) if device.process_index == here)
 
     @property
+    def transfers_ahead(self) -> bool:
+        """Not with several processes: they agree on shapes, and must do so in the order of everything else that they do together."""
+        return self._processes == 1
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the process that writes what needs to be written once."""
         return jax.process_index() == min(device.process_index for device in self._mesh.devices.flat)

@@ -1,6 +1,6 @@
 """How much memory a compiled step takes. Importing this module imports jax."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,19 @@ from ginex_jax.train.inputs import NodeArrays, step_inputs
 from ginex_jax.train.step import compiled_step, initial_state, random_keys
 
 
-def step_bytes(
+class StepMemory(NamedTuple):
+    """Bytes of a step.
+
+    Attributes:
+      step: of parameters, optimizer, and what XLA needs besides, by its own analysis; 0 for what a backend does not tell.
+      inputs: of a batch on the device, features included.
+    """
+
+    step: int
+    inputs: int
+
+
+def step_memory(
     model: Any,
     config: TrainConfig,
     nodes: NodeArrays,
@@ -22,16 +34,13 @@ def step_bytes(
     *,
     num_features: int,
     feature_dtype: np.dtype[Any],
-) -> int:
-    """Bytes of parameters, optimizer and what XLA needs for a step, by its own analysis; without the batch itself.
+) -> StepMemory:
+    """What a step takes for batches of some shape.
 
     Args:
       nodes: as for `fit`.
       batch: any one of the run, without padding.
       shape: what batches are padded to. The step for it is compiled here, and again when it is used.
-
-    Returns:
-      0 for what the backend does not tell.
     """
     batch = padded(batch, shape)
     features = np.broadcast_to(np.zeros((), feature_dtype), (shape.level_sizes[-1], num_features))
@@ -41,11 +50,11 @@ def step_bytes(
     state = jax.eval_shape(lambda: initial_state(initial_parameters(model, num_features, first_key), config))
     compiled = compiled_step(model, config).lower(state, jax.tree.map(_abstract, inputs), 0, key).compile()
     analysis = compiled.memory_analysis()
-    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    if analysis is None:
-        return state_bytes
-    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return state_bytes + analysis.temp_size_in_bytes + max(0, new)
+    step = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    if analysis is not None:
+        step += analysis.temp_size_in_bytes
+        step += max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+    return StepMemory(step, sum(leaf.nbytes for leaf in jax.tree.leaves(inputs)))
 
 
 def _abstract(array: np.ndarray) -> jax.ShapeDtypeStruct:

@@ -1,0 +1,85 @@
+"""From host to device in a thread of its own, while the step before is computed."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from ginex_jax.pipeline.line import Channel, Line, StageTimes, StoppedError
+from ginex_jax.pipeline.loading import BatchReport, BatchStream
+
+Inputs = TypeVar("Inputs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transferred(Generic[Inputs]):
+    """What is left of a `LoadedBatch` when its memory has been given back."""
+
+    step: int
+    epoch: int
+    report: BatchReport
+    inputs: Inputs
+
+
+class TransferringStream(Generic[Inputs]):
+    """What `transfer` makes of the batches of a stream, one batch ahead; each batch is released as soon as it is transferred.
+
+    An iterator, and a context manager that closes the stream too.
+    """
+
+    def __init__(self, stream: BatchStream, transfer: Callable[..., Inputs], *, ahead: bool = True) -> None:
+        """Starts the thread.
+
+        Args:
+          stream: of `LoadedBatch`, or of anything that has a step, an epoch, a report and a `release`.
+          transfer: makes something of a batch, and keeps nothing of the batch's memory.
+          ahead: whether to do so in a thread; else it is done when asked for. Processes that talk to each other in `transfer` must not.
+        """
+        self._stream, self._transfer, self._ahead = stream, transfer, ahead
+        self._line = Line()
+        self._times = StageTimes()
+        self._output: Channel[Transferred[Inputs]] = self._line.channel(1)
+        if ahead:
+            self._line.stage("transfer", self._work, self._output)
+
+    @property
+    def times(self) -> StageTimes:
+        """Of the transfers."""
+        return self._line.times["transfer"] if self._ahead else self._times
+
+    def __enter__(self) -> "TransferringStream[Inputs]":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Transferred[Inputs]]:
+        return self
+
+    def __next__(self) -> Transferred[Inputs]:
+        """The next one; raises what the stream or the transfer failed with."""
+        if not self._ahead:
+            return self._transferred(next(self._stream))
+        try:
+            return self._output.take(StageTimes())
+        except EOFError:
+            raise StopIteration from None
+        except StoppedError:
+            raise ValueError("the stream is closed") from None
+
+    def close(self) -> None:
+        """Closes the stream, and ends the thread."""
+        self._line.stop()
+        self._stream.close()
+        self._line.close()
+
+    def _work(self, times: StageTimes) -> None:
+        for loaded in self._stream:
+            self._output.put(self._transferred(loaded), times)
+
+    def _transferred(self, loaded: Any) -> Transferred[Inputs]:
+        result = Transferred(loaded.step, loaded.epoch, loaded.report, self._transfer(loaded))
+        loaded.release()
+        return result
