@@ -81,6 +81,8 @@ def train(
     if as_json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
         return
+    if report["pipeline"] is not None:
+        messages.print(_pipeline_line(report["pipeline"]), markup=False)
     for split in ("valid", "test"):
         if report[split] is not None:
             messages.print(f"{split} {report['metric']}: {report[split]:.4f}", markup=False)
@@ -117,8 +119,20 @@ def _train(path: Path, out: Path, flags: dict[str, Any], config: Path | None, re
         "best_step": result.best_step,
         "stopped_early": result.stopped_early,
         **scores,
+        "pipeline": None if result.pipeline is None else result.pipeline.to_json(),
         "seconds": round(time.monotonic() - start, 3),
     }
+
+
+def _pipeline_line(pipeline: dict[str, Any]) -> str:
+    """How the features came, and what training waited for."""
+    seconds = max(pipeline["seconds"], 1e-9)
+    busiest = max(pipeline["stages"], key=lambda name: pipeline["stages"][name]["busy"])
+    return (
+        f"features: {pipeline['rows']:,} rows, {pipeline['hit_rate']:.1%} from memory, "
+        f"{pipeline['misses'] / seconds:,.0f} rows/s from disk ({pipeline['read_bytes'] / 1e9:,.2f} GB); steps waited {pipeline['stages']['step']['starved'] / seconds:.0%} of the time, "
+        f"and the busiest stage was: {busiest}"
+    )
 
 
 def _check_folder(out: Path, resume: bool) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from ginex_jax.models.initialization import initial_parameters
 from ginex_jax.pipeline.divided_loader import DividedLoader
 from ginex_jax.pipeline.loading import Loader
+from ginex_jax.pipeline.report import StreamReport
 from ginex_jax.pipeline.transferring import Transferred, TransferringStream
 from ginex_jax.train.config import TrainConfig
 from ginex_jax.train.devices import Devices, OneDevice
@@ -67,6 +68,7 @@ class FitResult(NamedTuple):
       best_score, best_step: of the best evaluation.
       interrupted: it was asked to stop, and would have gone on.
       stopped_early: patience ran out.
+      pipeline: what the loader did and which stage held it up; None where it does not tell, or nothing was left to do.
     """
 
     params: Params
@@ -75,6 +77,7 @@ class FitResult(NamedTuple):
     best_step: int | None
     interrupted: bool
     stopped_early: bool
+    pipeline: StreamReport | None
 
 
 def fit(
@@ -153,7 +156,7 @@ class _Loop:
         self._update = Update(self._progress.step, self._num_steps, None, None, None, None)
 
     def run(self) -> FitResult:
-        progress, interrupted = self._progress, False
+        progress, interrupted, pipeline = self._progress, False, None
         self._log.restart(progress.step)
         if progress.step == 0 and self._checkpoints is not None:
             self._save()  # from here on it can be resumed
@@ -165,9 +168,11 @@ class _Loop:
                         break
                     if interrupted := self._stop is not None and self._devices.any(self._stop()):
                         break
+                self._settle()
+                pipeline = batches.report
             self._save()
         scores = progress.best_score, progress.best_step
-        return FitResult(self._best_params(), progress.step, *scores, interrupted, self._is_out_of_patience)
+        return FitResult(self._best_params(), progress.step, *scores, interrupted, self._is_out_of_patience, pipeline)
 
     def _batches(self, first_step: int) -> TransferringStream[StepInputs]:
         devices, nodes, shapes = self._devices, self._nodes, self._loader.shapes
