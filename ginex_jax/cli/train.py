@@ -127,11 +127,12 @@ def _train(path: Path, out: Path, flags: dict[str, Any], config: Path | None, re
 def _pipeline_line(pipeline: dict[str, Any]) -> str:
     """How the features came, and what training waited for."""
     seconds = max(pipeline["seconds"], 1e-9)
-    busiest = max(pipeline["stages"], key=lambda name: pipeline["stages"][name]["busy"])
+    stages = pipeline["stages"]
+    busiest = max(stages, key=lambda name: stages[name]["busy"])
     return (
         f"features: {pipeline['rows']:,} rows, {pipeline['hit_rate']:.1%} from memory, "
-        f"{pipeline['misses'] / seconds:,.0f} rows/s from disk ({pipeline['read_bytes'] / 1e9:,.2f} GB); steps waited {pipeline['stages']['step']['starved'] / seconds:.0%} of the time, "
-        f"and the busiest stage was: {busiest}"
+        f"{pipeline['misses'] / seconds:,.0f} rows/s from disk ({pipeline['read_bytes'] / 1e9:,.2f} GB); "
+        f"steps waited {stages['step']['starved'] / seconds:.0%} of the time, and the busiest stage was: {busiest}"
     )
 
 
