@@ -4,9 +4,9 @@
 
 R-MAT graphs of 16 edges a node with 128 float32 features, each 4 times as large as the one before. "generate" is `ginex generate rmat`;
 "plan" opens the dataset, counts uses, samples `--batches` mini-batches and plans a cache of 5 % of the nodes for them; "gather" reads
-every `--gather-share`-th row at random, past the page cache. Growth is the exponent of the seconds between two scales: 1 is linear.
-Compiling is not counted. A dataset that `--dataset-folder` holds already (`rmat20`, `rmat22` ...) is only read, and its generation is taken from
-results/ginex_billion.json if that has it; others are made in `--scratch` and deleted again. Writes results/ginex_growth.json.
+every `--gather-share`-th row at random, past the page cache. Compiling is not counted. Growth is the exponent of the seconds between two
+scales: 1 is linear. A dataset that `--dataset-folder` holds already (`rmat20`, `rmat22` ...) is only read, and its generation is taken
+from results/ginex_billion.json if that has it; others are made in `--scratch` and deleted again. Writes results/ginex_growth.json.
 """
 
 import argparse
