@@ -17,7 +17,7 @@ quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Succes
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-peers aot parity clean
+.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -78,6 +78,15 @@ bench-ingest: $(VENV)/bench.installed
 
 bench-plan: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.ginex_plan
+
+bench-epoch: $(VENV)/bench.installed  ## the same batches by memory map, LRU, a fixed set and Ginex, at scale 26 (39 GB of disk, hours)
+	$(BIN)/python -m benchmarks.ginex_epoch
+
+bench-billion: $(VENV)/bench.installed  ## generate, plan and train on a billion edges within 8 GiB (48 GiB of disk, an hour)
+	$(BIN)/python -m benchmarks.ginex_billion
+
+bench-growth: $(VENV)/bench.installed  ## seconds and memory of generate, plan and gather at scales 20 to 26 (48 GiB of disk)
+	$(BIN)/python -m benchmarks.ginex_growth
 
 bench-peers: $(VENV)/bench.installed  ## build llama.cpp (five minutes) and PyG (ten), so that benchmarks compare with them
 	$(BIN)/python -m benchmarks.llamacpp_build --peers .cache/peers --jobs $(CMAKE_BUILD_PARALLEL_LEVEL)

@@ -28,8 +28,8 @@ class Phases:
     def run(self, name: str, phase: str, /, **arguments: Any) -> dict[str, Any]:
         """What the phase found; from the folder where it has run before with the same arguments.
 
-        Besides what the phase returns: `seconds`, `peak_mb` (resident), `disk_read_bytes` and `disk_written_bytes` of its process, and
-        `folder_peak_bytes` of the watched folder.
+        Besides what the phase returns: `seconds`, unless it counted them itself; `peak_mb` (resident), `disk_read_bytes` and
+        `disk_written_bytes` of its process; and `folder_peak_bytes` of the watched folder.
 
         Raises:
           SystemExit: it failed; what it said is on the standard error output.
@@ -100,8 +100,8 @@ def run_here(phases: Mapping[str, Phase]) -> bool:
     result = phases[task["phase"]](**task["arguments"])
     counts = io_counts()
     result = {
-        **result,
         "seconds": time.perf_counter() - start,
+        **result,
         "peak_mb": peak_mb(),
         "disk_read_bytes": counts.get("read_bytes"),
         "disk_written_bytes": counts.get("write_bytes"),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from ginex_jax.cli.bench import bench
 from ginex_jax.cli.byte_sizes import parse_bytes
 from ginex_jax.cli.errors import INTERRUPTED, USER_ERROR, messages, reporting_errors
 from ginex_jax.cli.infer import infer
@@ -30,6 +31,7 @@ generate = typer.Typer(help="Make a synthetic graph.", no_args_is_help=True)
 app.add_typer(generate, name="generate")
 app.command(epilog="Example: ginex train graph --model sage --fanouts 10,10 --epochs 3 --out run")(train)
 app.command(epilog="Example: ginex infer run graph --split test --out predictions.npy")(infer)
+app.command(epilog="Example: ginex bench graph --cache 1GiB --policy belady --policy lru")(bench)
 app.command(epilog="Example: ginex plan graph --cache 1GiB --cache 4GiB --fanouts 10,10,10 --plot misses.png")(plan)
 
 Out = Annotated[Path, typer.Argument(help="The dataset to write: a new folder.", show_default=False)]

@@ -96,7 +96,9 @@ def open_loader(
     loader = DiskLoader(
         make_sampler(lists, sampler.shapes),
         features,
-        make_policy=_policy_maker(policy, split, uses),
+        make_policy=policy_maker(
+            policy, capacity=split.capacity, num_nodes=graph.num_nodes, window=split.window, uses=uses
+        ),
         ring_rows=split.ring_rows,
         num_samplers=num_samplers,
     )
@@ -195,19 +197,28 @@ def _with_lists(
     return graph
 
 
-def _policy_maker(
-    policy: PolicyName, split: MemorySplit, uses: Integer[np.ndarray, " nodes"]
+def policy_maker(
+    policy: PolicyName, *, capacity: int, num_nodes: int, window: int, uses: Integer[np.ndarray, " nodes"] | None
 ) -> Callable[[], CachePolicy]:
-    num_nodes = len(uses)
-    if policy == "none" or split.capacity == 0:
+    """What makes a cache policy of `capacity` rows, empty at first.
+
+    Args:
+      window: batches that "belady" sees ahead.
+      uses: how often each node occurs as a neighbour; "static" needs it.
+
+    Raises:
+      ValueError: "static" without `uses`.
+    """
+    if policy == "none" or capacity == 0:
         return NoCache
     if policy == "lru":
-        return functools.partial(LruPolicy, capacity=split.capacity, num_nodes=num_nodes)
+        return functools.partial(LruPolicy, capacity=capacity, num_nodes=num_nodes)
     if policy == "static":
-        return functools.partial(StaticPolicy, hottest(uses, split.capacity), num_nodes=num_nodes)
-    window = split.window
+        if uses is None:
+            raise ValueError("the static policy needs to know how often nodes are used")
+        return functools.partial(StaticPolicy, hottest(uses, capacity), num_nodes=num_nodes)
     return functools.partial(
-        RollingPlanner, capacity=split.capacity, num_nodes=num_nodes, window=window, commit=-(-window // 2)
+        RollingPlanner, capacity=capacity, num_nodes=num_nodes, window=window, commit=-(-window // 2)
     )
 
 
