@@ -6,8 +6,7 @@ One thread. The trace is made of mini-batches of distinct ids whose popularity f
 step's slots; `RollingPlanner` yields them, and moves on by half a window; libCacheSim, which decides after every request, answers hit or
 miss, is told the time of each next access beforehand, which is not counted, and gets the first `--peer-accesses` of the trace, because
 it is called from Python once a request. The second table is rows read, filling included, over accesses, on a trace where windows matter.
-Writes
-results/ginex_plan.json.
+Writes results/ginex_plan.json.
 """
 
 import argparse

@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int64, Integer
 
+_NODES_AT_ONCE = 1 << 20
+
 
 @runtime_checkable
 class Graph(Protocol):
@@ -72,6 +74,25 @@ class CSCGraph(NamedTuple):
         return self.weights[positions]
 
 
+def check_rising(indptr: Int64[np.ndarray, " nodes_plus_one"], what: str = "indptr") -> None:
+    """Raises ValueError, with the first offender, if it falls anywhere. O(nodes), in little memory."""
+    for start in range(0, len(indptr), _NODES_AT_ONCE):
+        piece = indptr[start : start + _NODES_AT_ONCE + 1]
+        if (falls := np.flatnonzero(piece[1:] < piece[:-1])).size:
+            node = start + falls[0]
+            raise ValueError(f"{what} falls after node {node}: {indptr[node]} to {indptr[node + 1]}")
+
+
+def require_nodes(ids: Integer[np.ndarray, " ids"], num_nodes: int, source: object) -> None:
+    """Raises ValueError, with the first that is not, unless all ids that came from `source` are in [0, num_nodes).
+
+    Compiled code that reads lists does not look again. O(ids), far less than reading them.
+    """
+    if len(ids) and (ids.min() < 0 or ids.max() >= num_nodes):
+        first = ids[np.flatnonzero((ids < 0) | (ids >= num_nodes))[0]]
+        raise ValueError(f"{source} is damaged: it has a node {first}, and there are {num_nodes} nodes, from 0 on")
+
+
 def validate(graph: CSCGraph) -> None:
     """Raises ValueError, with the first offender, unless the equations in the docstring of `CSCGraph` hold. O(nodes + edges)."""
     indptr, indices, weights = graph
@@ -81,8 +102,7 @@ def validate(graph: CSCGraph) -> None:
         raise ValueError(f"indices should be int32 or int64 [edges], got {indices.dtype} {indices.shape}")
     if indptr[0] != 0 or indptr[-1] != len(indices):
         raise ValueError(f"indptr should run from 0 to {len(indices)} edges, got {indptr[0]} to {indptr[-1]}")
-    if (falls := np.flatnonzero(np.diff(indptr) < 0)).size:
-        raise ValueError(f"indptr falls after node {falls[0]}: {indptr[falls[0]]} to {indptr[falls[0] + 1]}")
+    check_rising(indptr)
     outside = np.flatnonzero((indices < 0) | (indices >= graph.num_nodes))
     if outside.size:
         raise ValueError(

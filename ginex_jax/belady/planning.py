@@ -41,7 +41,7 @@ def plan_cache(
     Raises:
       ValueError: an argument is out of range, or a batch has an id twice.
 
-    Time O(accesses), and once O(nodes). Memory 4 bytes a node, 12 a slot, and 8 an access for the plan.
+    Time O(accesses), and once O(nodes). Memory 4 bytes a node, 13 a slot, and 8 an access for the plan.
     """
     capacity, num_nodes = checked_sizes(capacity, num_nodes)
     priorities = _checked_priority(priority, num_nodes)

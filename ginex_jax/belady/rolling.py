@@ -41,7 +41,7 @@ class RollingPlanner:
     Every step is the one that `plan_cache` would give for the batches in view and the cache's contents. Rows that are not used again
     in view are kept in the order of how often they were used so far, counted up to 65,535 and compared to one part in 8.
 
-    Time O(1) an access, however small `commit` is. Memory 10 bytes a node, 12 a slot and 4 an access in view, at most twice that.
+    Time O(1) an access, however small `commit` is. Memory 10 bytes a node, 21 a slot and 4 an access in view, at most twice that.
     """
 
     def __init__(self, *, capacity: int, num_nodes: int, window: int, commit: int) -> None:

@@ -10,6 +10,7 @@ from ginex_jax.belady.planning import check_trace, checked_sizes, planned_steps,
 from ginex_jax.belady.policies import LruPolicy, NoCache, StaticPolicy
 from ginex_jax.belady.rolling import RollingPlanner
 from ginex_jax.belady.steps import CachePolicy
+from ginex_jax.store.uses import count_ids, most_used
 
 Policy = Literal["belady", "lru", "static", "none"]
 
@@ -53,19 +54,6 @@ def simulate(
     return np.array([step.num_misses for step in chosen.steps(trace)], np.int64)
 
 
-def hottest(counts: Integer[np.ndarray, " nodes"], capacity: int) -> Int64[np.ndarray, " hot"]:
-    """The nodes with the highest counts, of equals the lowest ones, ascending; nodes that count 0 are left out.
-
-    Time O(nodes), and memory for a copy of the counts.
-    """
-    chosen = counts > 0
-    if capacity < np.count_nonzero(chosen):
-        border = np.partition(counts, len(counts) - capacity - 1)[len(counts) - capacity - 1]  # the next one down
-        chosen = counts > border
-        chosen[np.flatnonzero(counts == border)[: capacity - int(np.count_nonzero(chosen))]] = True
-    return np.flatnonzero(chosen)
-
-
 def _policy(
     trace: Sequence[Integer[np.ndarray, " _"]],
     capacity: int,
@@ -84,10 +72,7 @@ def _policy(
             return LruPolicy(capacity=capacity, num_nodes=num_nodes)
         case "static":
             if hot_ids is None:
-                counts = np.zeros(num_nodes, np.int64)
-                for ids in trace:
-                    counts[ids] += 1
-                hot_ids = hottest(counts, capacity)
+                hot_ids = most_used(count_ids(trace, num_nodes), capacity)
             return StaticPolicy(hot_ids[:capacity], num_nodes=num_nodes)
         case "none":
             return NoCache()

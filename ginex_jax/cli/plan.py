@@ -21,7 +21,6 @@ from ginex_jax.sampling.config import SamplerConfig
 from ginex_jax.store.dataset import Dataset
 
 _POLICIES = ("belady", "lru", "static")
-_EDGES_AT_ONCE = 1 << 22
 
 
 @reporting_errors
@@ -160,13 +159,7 @@ def _count_uses(dataset: Dataset, question: _Question, progress: Report) -> np.n
     if "static" not in question.policies and _fits(dataset, question.memory_bytes):
         return None
     progress("counting uses", 0, 1)
-    if _fits(dataset, question.memory_bytes):
-        uses, indices = np.zeros(dataset.num_nodes, np.int64), dataset.load_graph().indices
-        for start in range(0, len(indices), _EDGES_AT_ONCE):
-            np.add.at(uses, indices[start : start + _EDGES_AT_ONCE], 1)
-            progress("counting uses", start, len(indices))
-    else:
-        uses = dataset.graph.count_uses()
+    uses = dataset.graph.count_uses()
     progress("counting uses", 1, 1)
     return uses
 
@@ -187,7 +180,7 @@ def _trace(
     graph: Graph, nodes: np.ndarray, config: SamplerConfig, epoch: int, num_batches: int, progress: Report
 ) -> list[np.ndarray]:
     from ginex_jax.belady.planning import MAX_NODES
-    from ginex_jax.sampling.source import sampled
+    from ginex_jax.sampling.samplers import sampled
 
     id_type, trace = np.int32 if graph.num_nodes <= MAX_NODES else np.int64, []
     for index in range(num_batches):
@@ -206,20 +199,20 @@ def _simulated(
     progress: Report,
 ) -> list[tuple[int, str, int]]:
     """Size, policy and misses."""
-    from ginex_jax.belady.simulation import hottest, simulate
+    from ginex_jax.belady.simulation import simulate
+    from ginex_jax.store.uses import most_used
 
-    most = min(max(question.cache_bytes) // row_bytes, num_nodes)
-    hot_ids = hottest(uses, most) if uses is not None and "static" in question.policies else None
     cases = [(size, policy) for size in question.cache_bytes for policy in question.policies]
     results = []
     for done, (size, policy) in enumerate(cases):
         progress("planning", done, len(cases))
+        capacity = min(size // row_bytes, num_nodes)
         misses = simulate(
             trace,
-            capacity=min(size // row_bytes, num_nodes),
+            capacity=capacity,
             policy=policy,  # pyright: ignore[reportArgumentType]
             num_nodes=num_nodes,
-            hot_ids=hot_ids if policy == "static" else None,
+            hot_ids=most_used(uses, capacity) if policy == "static" and uses is not None else None,
             window=question.window if policy == "belady" else None,
         )
         results.append((size, policy, int(misses.sum())))

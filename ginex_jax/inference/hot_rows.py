@@ -1,11 +1,9 @@
-"""Rows that many blocks read, kept in memory; the others come from the store. Importing this module imports numba."""
+"""Rows that many blocks read, kept in memory; the others come from the store."""
 
 import numpy as np
-from jaxtyping import Int32, Int64, Shaped
+from jaxtyping import Int64, Shaped
 
-from ginex_jax.compilation import compiled
 from ginex_jax.features import FeatureStore
-from ginex_jax.graph import Graph
 
 HOT_ROW_BYTES = 16  # of a row besides its values: its id, and what choosing it takes
 _POSITIONS_AT_ONCE = 1 << 20
@@ -43,30 +41,3 @@ class HotRows:
         if len(misses):
             self._store.read_rows(ids[misses], out=out, slots=misses)
         self.misses += len(misses)
-
-
-def count_uses(graph: Graph) -> Int32[np.ndarray, " nodes"]:
-    """How often each node is a neighbour: one pass over all lists, 4 bytes a node."""
-    uses = np.zeros(graph.num_nodes, np.int32)
-    for start in range(0, graph.num_edges, _POSITIONS_AT_ONCE):
-        stop = min(start + _POSITIONS_AT_ONCE, graph.num_edges)
-        _count(graph.neighbors_at(np.arange(start, stop)), uses)
-    return uses
-
-
-@compiled
-def _count(nodes, uses):
-    for node in nodes:
-        uses[node] += 1
-
-
-def most_used(uses: Int32[np.ndarray, " nodes"], count: int) -> Int64[np.ndarray, " hot"]:
-    """The `count` nodes with the most uses, ascending; among equals the smaller ones. O(nodes) time, 5 bytes a node."""
-    if count >= len(uses):
-        return np.arange(len(uses))
-    if count <= 0:
-        return np.empty(0, np.int64)
-    border = np.partition(uses, len(uses) - count)[len(uses) - count]
-    chosen = uses > border
-    chosen[np.flatnonzero(uses == border)[: count - int(chosen.sum())]] = True
-    return np.flatnonzero(chosen)

@@ -13,14 +13,17 @@ from jaxtyping import Float32, Int64
 from ginex_jax.features import ArrayFeatures, FeatureStore, require_within
 from ginex_jax.graph import Graph
 from ginex_jax.inference.hidden_features import HiddenFeatures, on_disk_bytes
-from ginex_jax.inference.hot_rows import HOT_ROW_BYTES, HotRows, count_uses, most_used
+from ginex_jax.inference.hot_rows import HOT_ROW_BYTES, HotRows
 from ginex_jax.inference.layer_pass import LayerPass, TooLittleMemoryError, result_of
 from ginex_jax.inference.node_blocks import targets_of
 from ginex_jax.models.network import BlockNetwork
 from ginex_jax.store.publishing import require_room
+from ginex_jax.store.stored_graph import StoredGraph
+from ginex_jax.store.uses import count_ids, most_used
 
 Progress = Callable[[str, int, int], None]  # phase, nodes done, nodes in all
-_COUNTING_BYTES = 20  # a node: what choosing hot rows takes, before they are read
+_EDGES_AT_ONCE = 1 << 20
+_COUNTING_BYTES = 28  # a node: what choosing hot rows takes, before they are read
 
 
 class NodeOutputs(NamedTuple):
@@ -222,6 +225,15 @@ class _HotChoice:
         if spare_bytes < num_nodes * _COUNTING_BYTES:
             return HotRows(store, np.empty(0, np.int64))
         if self._uses is None:
-            self._uses = count_uses(self._graph)
+            self._uses = _count_uses(self._graph)
         count = (spare_bytes - self._uses.nbytes) // row_bytes
         return HotRows(store, most_used(self._uses, count))
+
+
+def _count_uses(graph: Graph) -> Int64[np.ndarray, " nodes"]:
+    """How often each node is a neighbour."""
+    if isinstance(graph, StoredGraph):
+        return graph.count_uses()  # reads lists by the run
+    starts = range(0, graph.num_edges, _EDGES_AT_ONCE)
+    pieces = (graph.neighbors_at(np.arange(start, min(start + _EDGES_AT_ONCE, graph.num_edges))) for start in starts)
+    return count_ids(pieces, graph.num_nodes)

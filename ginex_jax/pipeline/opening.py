@@ -12,7 +12,6 @@ from jaxtyping import Integer
 from ginex_jax.batch import BatchShape, padded
 from ginex_jax.belady.policies import LruPolicy, NoCache, StaticPolicy
 from ginex_jax.belady.rolling import RollingPlanner
-from ginex_jax.belady.simulation import hottest
 from ginex_jax.belady.steps import CachePolicy
 from ginex_jax.features import FeatureStore
 from ginex_jax.graph import Graph
@@ -25,6 +24,7 @@ from ginex_jax.sampling.source import shape_for
 from ginex_jax.store.dataset import Dataset
 from ginex_jax.store.pinned_lists import would_choose
 from ginex_jax.store.stored_graph import StoredGraph
+from ginex_jax.store.uses import most_used
 
 PolicyName: TypeAlias = Literal["belady", "lru", "static", "none"]
 Phase: TypeAlias = Callable[[str], None]
@@ -216,11 +216,11 @@ def policy_maker(
     if policy == "static":
         if uses is None:
             raise ValueError("the static policy needs to know how often nodes are used")
-        return functools.partial(StaticPolicy, hottest(uses, capacity), num_nodes=num_nodes)
+        return functools.partial(StaticPolicy, most_used(uses, capacity), num_nodes=num_nodes)
     return functools.partial(
         RollingPlanner, capacity=capacity, num_nodes=num_nodes, window=window, commit=-(-window // 2)
     )
 
 
 # Of each policy, bytes a node and bytes a slot; their `nbytes` says the same afterwards.
-_TABLE_BYTES: dict[PolicyName, tuple[int, int]] = {"belady": (10, 12), "lru": (4, 16), "static": (4, 1), "none": (0, 0)}
+_TABLE_BYTES: dict[PolicyName, tuple[int, int]] = {"belady": (10, 21), "lru": (4, 16), "static": (4, 1), "none": (0, 0)}

@@ -60,7 +60,7 @@ WHOLE = Share()
 
 
 class NodeSampler:
-    """The neighbourhoods of seed nodes; those of `BatchSource` and `sampled`, and shares of them.
+    """The neighbourhoods of seed nodes, and shares of them.
 
     Nodes are drawn for each node by numbers of its own, so that a seed's neighbourhood is the same in every share and in the whole.
     """
@@ -112,15 +112,7 @@ class NodeSampler:
         return self._sampled(self._share, epoch, index)
 
     def _sampled(self, share: Share, epoch: int, index: int) -> MiniBatch:
-        seeds = self._seed_nodes(epoch, index)
-        return _neighborhood(self._graph, seeds, share.part(len(seeds)), self._config, epoch, index)
-
-    def _seed_nodes(self, epoch: int, index: int) -> Int64[np.ndarray, " seeds"]:
-        from ginex_jax.random_numbers import permuted
-
-        first = index * self._config.batch_size
-        positions = np.arange(first, min(first + self._config.batch_size, len(self._nodes)), dtype=np.int64)
-        return self._nodes[permuted(self._config.seed, epoch, len(self._nodes), positions)]
+        return sampled(self._graph, self._nodes, self._config, epoch, index, share)
 
     def _pilot(self) -> tuple[BatchShape, ...]:
         return pilot_shapes(
@@ -220,6 +212,23 @@ class LinkSampler:
         return pilot_shapes(
             self._graph, self._of_share, self.steps_per_epoch, _share_by_share(self._sampled, self._share.count)
         )
+
+
+def sampled(
+    graph: Graph,
+    nodes: Int64[np.ndarray, " nodes"],
+    config: SamplerConfig,
+    epoch: int,
+    index: int,
+    share: Share = WHOLE,
+) -> MiniBatch:
+    """A mini-batch of `NodeSampler`, without its shapes; reserved epochs included."""
+    from ginex_jax.random_numbers import permuted
+
+    first = index * config.batch_size
+    positions = np.arange(first, min(first + config.batch_size, len(nodes)), dtype=np.int64)
+    seeds = nodes[permuted(config.seed, epoch, len(nodes), positions)]
+    return _neighborhood(graph, seeds, share.part(len(seeds)), config, epoch, index)
 
 
 def _of_share(config: SamplerConfig, share: Share, unit: int = 1) -> SamplerConfig:

@@ -34,7 +34,7 @@ def pilot(graph: Graph, nodes: Int64[np.ndarray, " nodes"], config: SamplerConfi
 
     Time O(16 batches); with a fan-out of None, O(graph.num_nodes) besides.
     """
-    from ginex_jax.sampling.source import sampled
+    from ginex_jax.sampling.samplers import sampled
 
     num_batches = -(-len(nodes) // config.batch_size)
     return pilot_shapes(graph, config, num_batches, lambda epoch, index: sampled(graph, nodes, config, epoch, index))

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from ginex_jax.batch import BatchShape, MiniBatch, padded
 from ginex_jax.graph import Graph
 from ginex_jax.sampling.config import SamplerConfig
-from ginex_jax.sampling.neighbors import sample_any_epoch
+from ginex_jax.sampling.samplers import NodeSampler
 
 
 class BatchSource:
@@ -29,47 +29,22 @@ class BatchSource:
         shapes: Sequence[BatchShape],
     ) -> None:
         """Takes seed nodes and the shapes of `pilot`; ValueError where there is nothing to sample."""
-        if len(nodes) == 0:
-            raise ValueError("there should be at least one seed node")
         if not 0 <= epoch < 2**63:
             raise ValueError(f"epoch should be in [0, 2**63), got {epoch}")
-        if not shapes or any(shape.batch_size != config.batch_size for shape in shapes):
-            raise ValueError(
-                f"shapes should be those that pilot gives for batches of {config.batch_size} seeds, got {shapes}"
-            )
-        self._graph, self._nodes, self._config, self._epoch, self._shapes = graph, nodes, config, epoch, tuple(shapes)
+        self._sampler, self._epoch = NodeSampler(graph, nodes, config, shapes=shapes), epoch
 
     def __len__(self) -> int:
-        return -(-len(self._nodes) // self._config.batch_size)
+        return self._sampler.steps_per_epoch
 
     def __getitem__(self, index: SupportsIndex) -> MiniBatch:
         index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        batch = sampled(self._graph, self._nodes, self._config, self._epoch, index % len(self))
-        return padded(batch, shape_for(batch.shape, self._shapes))
+        batch = self._sampler.sampled(self._epoch, index % len(self))
+        return padded(batch, shape_for(batch.shape, self._sampler.shapes))
 
     def __iter__(self) -> Iterator[MiniBatch]:
         return (self[index] for index in range(len(self)))
-
-
-def sampled(
-    graph: Graph, nodes: Int64[np.ndarray, " nodes"], config: SamplerConfig, epoch: int, index: int
-) -> MiniBatch:
-    """Mini-batch `index` of the epoch, without padding; reserved epochs included."""
-    from ginex_jax.random_numbers import permuted
-
-    first = index * config.batch_size
-    positions = np.arange(first, min(first + config.batch_size, len(nodes)), dtype=np.int64)
-    return sample_any_epoch(
-        graph,
-        nodes[permuted(config.seed, epoch, len(nodes), positions)],
-        fanouts=config.fanouts,
-        seed=config.seed,
-        epoch=epoch,
-        index=index,
-        weighted=config.weighted,
-    )
 
 
 def shape_for(needed: BatchShape, shapes: Sequence[BatchShape]) -> BatchShape:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorstore
 
 from ginex_jax.features import FeatureStore
-from ginex_jax.graph import CSCGraph
+from ginex_jax.graph import CSCGraph, require_nodes
 from ginex_jax.store.manifest import Manifest, read_manifest
 from ginex_jax.store.stored_graph import StoredGraph
 from ginex_jax.store.tensorstore_features import Implementation, open_features
@@ -55,8 +55,14 @@ class Dataset:
         return StoredGraph.open(self._required("indptr"), self.path / "indices", weights)
 
     def load_graph(self) -> CSCGraph:
-        """The whole graph in memory: 8 bytes a node and, below 2^31 nodes, 4 an edge (8 where it has weights)."""
-        return CSCGraph(self.graph.indptr, self._required("indices"), self._array("weights"))
+        """The whole graph in memory: 8 bytes a node and, below 2^31 nodes, 4 an edge (8 where it has weights).
+
+        Raises:
+          ValueError: what is on disk is no graph.
+        """
+        indptr, indices = self.graph.indptr, self._required("indices")
+        require_nodes(indices, self.num_nodes, self.path / "indices")
+        return CSCGraph(indptr, indices, self._array("weights"))
 
     @functools.cached_property
     def features(self) -> FeatureStore | None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64, Integer, Shaped
 
-from ginex_jax.compilation import compiled
 from ginex_jax.features import ReadCounter, ReadStats, require_within
+from ginex_jax.graph import check_rising, require_nodes
 from ginex_jax.store.direct_reads import PieceReader
 from ginex_jax.store.pinned_lists import FIXED_BYTES, PinnedLists, choose_lists, take
 from ginex_jax.store.shards import ShardedArray, open_sharded
+from ginex_jax.store.uses import count_ids
 
 _POSITIONS_AT_ONCE = 1 << 20  # while lists are pinned: what is needed besides is some 100 bytes for each
 
@@ -38,7 +39,7 @@ class StoredGraph:
         """
         _check(indptr, indices, weights)
         self._indptr = indptr
-        self._indices = _StoredVector(indices, num_threads)
+        self._indices = _StoredVector(indices, num_threads, num_nodes=len(indptr) - 1)
         self._weights = None if weights is None else _StoredVector(weights, num_threads)
         self._pinned = _NOTHING_PINNED
 
@@ -99,11 +100,13 @@ class StoredGraph:
 
     def count_uses(self) -> Int64[np.ndarray, " nodes"]:
         """How often each node is a neighbour: one pass over all lists, 8 bytes a node."""
-        uses = np.zeros(self.num_nodes, np.int64)
-        for start in range(0, self.num_edges, _POSITIONS_AT_ONCE):
-            length = min(_POSITIONS_AT_ONCE, self.num_edges - start)
-            _count(self._indices.read_runs(np.array([start]), np.array([0, length])), uses)
-        return uses
+        starts = range(0, self.num_edges, _POSITIONS_AT_ONCE)
+        lengths = (min(_POSITIONS_AT_ONCE, self.num_edges - start) for start in starts)
+        pieces = (
+            self._indices.read_runs(np.array([start]), np.array([0, length]))
+            for start, length in zip(starts, lengths, strict=True)
+        )
+        return count_ids(pieces, self.num_nodes)
 
     def pin(self, memory_bytes: int, *, uses: Integer[np.ndarray, " nodes"] | None = None) -> int:
         """Reads the lists with the most expected uses per byte into memory, in place of those pinned before.
@@ -120,7 +123,7 @@ class StoredGraph:
           The bytes used.
 
         Raises:
-          ValueError: `memory_bytes` is negative, or `uses` are not one a node.
+          ValueError: `memory_bytes` is negative, `uses` are not one a node, or what is on disk is no node.
           OSError: the disk failed.
 
         Time O(nodes), and the reads; a byte a node and about 100 MB besides the result.
@@ -142,7 +145,7 @@ class StoredGraph:
         """As `Graph.neighbors_at`.
 
         Raises:
-          ValueError: a position is not in [0, edges).
+          ValueError: a position is not in [0, edges), or what is on disk is no node.
           OSError: the disk failed.
         """
         return self._at(0, positions)
@@ -187,16 +190,18 @@ _NOTHING_PINNED = _Pinned()
 
 
 class _StoredVector:
-    """A vector on disk, read by position or by run."""
+    """A vector on disk, read by position or by run. With `num_nodes` it holds nodes, which no reader needs to check again."""
 
-    def __init__(self, array: ShardedArray, num_threads: int) -> None:
+    def __init__(self, array: ShardedArray, num_threads: int, num_nodes: int | None = None) -> None:
         self.array = array
+        self._num_nodes = num_nodes
         self.reader = PieceReader(array.paths, max_piece_bytes=array.inner_bytes, num_threads=num_threads)
         self.counter = ReadCounter()
 
     def read(self, positions: Int64[np.ndarray, " positions"]) -> Shaped[np.ndarray, " positions"]:
         out = np.empty(len(positions), self.array.dtype)
         self._read(positions, np.ones(len(positions), np.int64), np.arange(len(positions)), out)
+        self._check(out)
         return out
 
     def read_runs(
@@ -210,7 +215,12 @@ class _StoredVector:
             places = np.clip(borders[runs.start : runs.stop + 1], first, last)
             positions = starts[runs] + places[:-1] - borders[runs]
             self._read(*_cut(positions, np.diff(places), places[:-1], self.array.inner_rows), out)
+            self._check(out[first:last])
         return out
+
+    def _check(self, values: Shaped[np.ndarray, " positions"]) -> None:
+        if self._num_nodes is not None:
+            require_nodes(values, self._num_nodes, self.array.path)
 
     def _read(
         self,
@@ -260,13 +270,8 @@ def _check(indptr: Int64[np.ndarray, " nodes_plus_one"], indices: ShardedArray, 
         )
     if indptr[0] != 0 or indptr[-1] != indices.shape[0]:
         raise ValueError(f"indptr should run from 0 to {indices.shape[0]} edges, got {indptr[0]} to {indptr[-1]}")
+    check_rising(indptr, f"the indptr of {indices.path}")
     if weights is not None and (weights.shape != indices.shape or weights.dtype != np.float32):
         raise ValueError(
             f"{weights.path} should be float32 {list(indices.shape)}, and is {weights.dtype} {list(weights.shape)}"
         )
-
-
-@compiled
-def _count(nodes, counts):
-    for node in nodes:
-        counts[node] += 1

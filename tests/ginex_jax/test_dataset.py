@@ -128,6 +128,36 @@ class TestDamage:
         with pytest.raises(ValueError, match="features/c/0/0 does not match its checksum"):
             verify_checksums(open_dataset(copied))
 
+    @pytest.mark.parametrize("node", [-1, 500, 2**31 - 1])
+    def test_a_neighbour_that_is_no_node(self, tmp_path, node):
+        """Sizes and checksums are right, as those of a dataset that somebody made up."""
+        arrays = small_arrays()
+        arrays["indices"][1234] = node
+        write_dataset(tmp_path / "wrong", arrays)
+        dataset = open_dataset(tmp_path / "wrong")
+        verify_checksums(dataset)
+        np.testing.assert_array_equal(dataset.graph.neighbors_at(np.arange(1234)), arrays["indices"][:1234])
+        message = rf"wrong/indices is damaged: it has a node {node}, and there are 500 nodes"
+        for read in (
+            dataset.load_graph,
+            dataset.graph.count_uses,
+            lambda: dataset.graph.pin(10**6),
+            lambda: dataset.graph.neighbors_at(np.array([7, 1234])),
+        ):
+            with pytest.raises(ValueError, match=message) as error:
+                read()
+            assert "\n" not in str(error.value)
+        assert dataset.graph.pinned_bytes == 0
+
+    def test_lists_that_overlap(self, tmp_path):
+        arrays = small_arrays()
+        arrays["indptr"][100] = 4000
+        write_dataset(tmp_path / "wrong", arrays)
+        dataset = open_dataset(tmp_path / "wrong")
+        for read in (dataset.load_graph, lambda: dataset.graph):
+            with pytest.raises(ValueError, match="the indptr of .*wrong/indices falls after node 100: 4000 to"):
+                read()
+
     def test_not_a_dataset(self, tmp_path):
         with pytest.raises(ValueError, match="is not a dataset"):
             open_dataset(tmp_path)

@@ -14,8 +14,7 @@ from ginex_jax.sampling.config import SamplerConfig
 from ginex_jax.sampling.edge_set import EdgeSet, edge_set
 from ginex_jax.sampling.edge_split import edges_of, split_edges
 from ginex_jax.sampling.links import LinkConfig, links_at, uniform_negatives
-from ginex_jax.sampling.samplers import WHOLE, BatchSampler, LinkSampler, NodeSampler, Share
-from ginex_jax.sampling.source import sampled
+from ginex_jax.sampling.samplers import WHOLE, BatchSampler, LinkSampler, NodeSampler, Share, sampled
 from tests.ginex_jax import oracles_links as oracles
 from tests.ginex_jax import oracles_sampling as sampling
 from tests.ginex_jax.test_sampling import same

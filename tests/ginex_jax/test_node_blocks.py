@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ginex_jax.features import ArrayFeatures
 from ginex_jax.graph import CSCGraph
-from ginex_jax.inference.hot_rows import HotRows, count_uses, most_used
+from ginex_jax.inference.hot_rows import HotRows
 from ginex_jax.inference.node_blocks import block_shapes, cut, longest_list_shape, num_places, targets_of
 from ginex_jax.sampling.neighbors import sample_batch
 from tests.ginex_jax import oracles_sampling as oracles
@@ -58,14 +58,6 @@ def test_nodes_by_degree_have_shapes_of_their_own() -> None:
     assert len(shapes) == 64
     assert len(set(shapes)) == 2
     assert sum(map(num_places, shapes)) == 32 * (2 * 256 + 2) + 32 * (400 * 4 + 400)
-
-
-def test_uses_are_counted_and_the_most_used_found() -> None:
-    uses = count_uses(GRAPH)
-    np.testing.assert_array_equal(uses, np.bincount(GRAPH.indices, minlength=300))
-    for count in (0, 1, 40, 299, 300, 500):
-        order = sorted(range(300), key=lambda v: (-uses[v], v))
-        assert most_used(uses, count).tolist() == sorted(order[:count])
 
 
 @pytest.mark.parametrize("num_hot", [0, 1, 100, 300])
