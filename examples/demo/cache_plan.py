@@ -53,18 +53,18 @@ def expected_misses(trace: Trace, uses: np.ndarray, shares: Sequence[float] = SH
 
 def plan_table(results: Sequence[Expected], num_nodes: int) -> TableBlock:
     """A line for each size."""
-    names = [name for name, _ in POLICIES.values()]
-    header = ("cache", "rows", *(f"{name}: misses" for name in names), *(f"{name}: hits" for name in names))
     rows = []
     for capacity in dict.fromkeys(result.capacity for result in results):
         of_size = {result.policy: result for result in results if result.capacity == capacity}
-        misses = [f"{of_size[policy].misses:,}" for policy in POLICIES]
-        hits = [f"{of_size[policy].hit_rate:.1%}" for policy in POLICIES]
-        rows.append([f"{capacity / num_nodes:.0%}", f"{capacity:,}", *misses, *hits])
+        cells = [f"{of_size[policy].misses:,} ({of_size[policy].hit_rate:.1%})" for policy in POLICIES]
+        rows.append([f"{capacity / num_nodes:.0%}", f"{capacity:,}", *cells])
     return TableBlock(
-        header=header,
+        header=("cache", "rows in it", *(name for name, _ in POLICIES.values())),
         rows=rows,
-        look_at="Planning: rows that the whole training would read, by size of the feature cache; no cache can read fewer than Belady's.",
+        look_at=(
+            "Planning: rows that the whole training would read, and hit rates, by size and policy of the feature cache. "
+            "No cache of the same size can read fewer than Belady's."
+        ),
     )
 
 

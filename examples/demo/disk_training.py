@@ -24,7 +24,7 @@ from ginex_jax import (
 from ginex_jax.belady.simulation import simulate
 from ginex_jax.sampling.samplers import NodeSampler
 
-_INFERENCE_BYTES = 128 << 20
+_INFERENCE_BYTES = 128 << 20  # less than a layer's hidden features, which go to disk as well
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,24 +74,28 @@ def train(dataset: Dataset, opened: OpenedLoader, recipe: Recipe, trace: Trace) 
     Raises:
       ValueError: it was not the same.
     """
-    assert dataset.features is not None and dataset.labels is not None
-    assert dataset.valid is not None and dataset.test is not None
-    started, model, labels = time.monotonic(), build_model(recipe.model), dataset.labels
-    split = opened.split
+    features, labels, valid, test = dataset.features, dataset.labels, dataset.valid, dataset.test
+    assert features is not None and labels is not None and valid is not None and test is not None
+    started, model, split = time.monotonic(), build_model(recipe.model), opened.split
 
     def score(params: object, nodes: np.ndarray) -> float:
         outputs = infer(
-            model, params, opened.graph, dataset.features, memory_bytes=_INFERENCE_BYTES, nodes=nodes
-        )  # fmt: skip
+            model,
+            params,
+            opened.graph,
+            features,
+            memory_bytes=_INFERENCE_BYTES,
+            nodes=nodes,
+            scratch=dataset.path.parent,
+        )
         return accuracy(outputs, labels)
 
-    valid = dataset.valid
     result = fit(
         model,
         opened.loader,
         NodeArrays(labels),
         recipe.training,
-        num_features=dataset.features.shape[1],
+        num_features=features.shape[1],
         evaluate=lambda params: score(params, valid),
     )
     window = split.window
@@ -116,7 +120,7 @@ def train(dataset: Dataset, opened: OpenedLoader, recipe: Recipe, trace: Trace) 
         reads=read.rows,
         read_bytes=read.bytes,
         valid_accuracy=result.best_score,
-        test_accuracy=score(result.params, dataset.test),
+        test_accuracy=score(result.params, test),
         seconds=time.monotonic() - started,
     )
 
