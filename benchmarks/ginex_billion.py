@@ -4,7 +4,7 @@
 
 R-MAT of scale 26 and 16 edges a node has 67 M nodes and 1.07 G edges; with 128 float32 features it takes 39 GB of disk, which is checked
 first, and 48 GiB at most while it is made. "plan" is `ginex plan` for several sizes of cache on `--plan-batches` mini-batches; "train" is
-`ginex train`'s own path, GraphSAGE with fan-outs 10, 10, 10 and 1000 seeds, stopped after `--batches` steps, without evaluation. Each is
+`ginex train`'s own path, GraphSAGE with `--fanouts` and `--batch-size`, stopped after `--batches` steps, without evaluation. Each is
 a process of its own, whose peak resident memory is compared with the budget and 600 MB for the process itself. Phases that are done are
 not repeated after an interruption. The dataset stays in `--scratch` if `--keep` is given. Writes results/ginex_billion.json.
 """
@@ -34,14 +34,17 @@ def generate(dataset: str, scale: int, memory: str) -> dict[str, Any]:
     return {"dataset_bytes": bytes_on_disk(Path(dataset))}
 
 
-def plan(dataset: str, memory: str, batches: int, window: int, caches: list[str]) -> dict[str, Any]:
+def plan(
+    dataset: str, memory: str, batches: int, window: int, caches: list[str], fanouts: str, batch_size: int
+) -> dict[str, Any]:
     lists = int(PLAN_LISTS * parse_bytes(memory))
     sizes = [argument for cache in caches for argument in ("--cache", cache)]
+    sizes += ["--fanouts", fanouts, "--batch-size", str(batch_size)]
     options = ["--batches", batches, "--window", window, "--memory", lists, "--json"]
     return {"plan": json.loads(ginex("plan", dataset, *sizes, *options))}
 
 
-def train(dataset: str, out: str, memory: str, batches: int) -> dict[str, Any]:
+def train(dataset: str, out: str, memory: str, batches: int, fanouts: str, batch_size: int) -> dict[str, Any]:
     """Stops as Ctrl-C would stop it."""
     from ginex_jax.cli.run_options import RunOptions, write_options
     from ginex_jax.cli.training_run import TrainingRun
@@ -51,8 +54,15 @@ def train(dataset: str, out: str, memory: str, batches: int) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     opened = open_dataset(dataset)
     assert opened.train is not None
-    epochs = -(-batches // -(-len(opened.train) // RunOptions().batch_size))
-    options = RunOptions(memory=memory, epochs=epochs, eval_every=0, log_every=min(20, batches))
+    epochs = -(-batches // -(-len(opened.train) // batch_size))
+    options = RunOptions(
+        memory=memory,
+        epochs=epochs,
+        fanouts=fanouts,
+        batch_size=batch_size,
+        eval_every=0,
+        log_every=min(20, batches),
+    )
     run = TrainingRun(opened, Path(out), options)
     say("train: opened")
     steps = [0]
@@ -73,6 +83,7 @@ def train(dataset: str, out: str, memory: str, batches: int) -> dict[str, Any]:
     return {
         "steps": result.step,
         "description": run.description(),
+        "pipeline": None if result.pipeline is None else result.pipeline.to_json(),
         "first_loss": lines[0]["loss"] if lines else None,
         "last_loss": lines[-1]["loss"] if lines else None,
         "last_score": lines[-1]["score"] if lines else None,
@@ -116,10 +127,11 @@ def main() -> None:
         if not dataset.exists():
             (scratch / "phases" / "generate.json").unlink(missing_ok=True)
         found["generate"] = phases.run("generate", "generate", **task)
+    sampling = {"fanouts": arguments.fanouts, "batch_size": arguments.batch_size}
     task = {"batches": arguments.plan_batches, "window": arguments.window, "caches": arguments.caches}
-    found["plan"] = phases.run("plan", "plan", dataset=str(dataset), memory=arguments.memory, **task)
+    found["plan"] = phases.run("plan", "plan", dataset=str(dataset), memory=arguments.memory, **task, **sampling)
     task = {"out": str(scratch / "run"), "memory": arguments.memory, "batches": arguments.batches}
-    found["train"] = phases.run("train", "train", dataset=str(dataset), **task)
+    found["train"] = phases.run("train", "train", dataset=str(dataset), **task, **sampling)
     results = summary(found, dataset, parse_bytes(arguments.memory))
     path = record("ginex_billion", vars(arguments), results)
     shutil.rmtree(scratch / "run", ignore_errors=True)
@@ -189,6 +201,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", type=Path, help="one that is there; it is only read, and generate is left out")
     parser.add_argument("--memory", default="8GiB", help="of every phase")
     parser.add_argument("--batches", type=int, default=300, help="steps of training")
+    parser.add_argument("--fanouts", default="10,10,10")
+    parser.add_argument("--batch-size", type=int, default=1000)
     parser.add_argument("--plan-batches", type=int, default=100)
     parser.add_argument("--window", type=int, default=64, help="batches that the plan sees ahead")
     parser.add_argument("--caches", nargs="+", default=["1GiB", "2GiB", "4GiB"], help="sizes to plan for")

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from ginex_jax.belady.simulation import hottest, simulate
+from ginex_jax.belady.simulation import simulate
 from ginex_jax.cli import main
 from ginex_jax.sampling.config import SamplerConfig
 from ginex_jax.sampling.source import sampled
 from ginex_jax.store.dataset import open_dataset
+from ginex_jax.store.uses import most_used
 from tests.ginex_jax.small_datasets import small_arrays, write_dataset
 
 SMALL = ("--fanouts", "3,all", "--batch-size", 16, "--batches", 10, "--window", 4, "--cache", "20KiB")
@@ -40,7 +41,7 @@ def test_numbers(dataset, capsys, memory):
     trace = [sampled(graph, nodes, config, *divmod(step, 7)).node_ids for step in range(10)]
     assert (report["warm_up"], report["cache_rows"], report["row_bytes"]) == (3, 40, 512)
     assert [result["policy"] for result in report["results"]] == ["belady", "lru", "static", "none"]
-    hot_ids = hottest(np.bincount(graph.indices, minlength=500), 40)
+    hot_ids = most_used(np.bincount(graph.indices, minlength=500), 40)
     for result in report["results"]:
         assert result["rows"] == sum(map(len, trace[3:]))
         assert result["misses"] == result["planned_misses"]
