@@ -24,7 +24,7 @@ from ginex_jax.cli.byte_sizes import parse_bytes
 EDGE_FACTOR, FEATURE_DIM, CLASSES = 16, 128, 16
 MOST_DISK_BYTES = 48 << 30  # at scale 26
 PROCESS_BYTES = 600_000_000  # of interpreter and libraries, beside the budget
-PLAN_LISTS = 0.5  # of the budget: `ginex plan --memory` is for neighbour lists alone
+PLAN_LISTS = 0.55  # of the budget: `ginex plan --memory` is for neighbour lists alone
 
 
 def generate(dataset: str, scale: int, memory: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class MappedStore(FeatureStore):
         self._rows_a_file, self._shape, self._maps = rows_a_file, tuple(shape), []
         for shard, name in enumerate(files):
             rows = min(rows_a_file, shape[0] - shard * rows_a_file)
-            one = np.memmap(name, dtype, "r", shape=(rows, shape[1]))
+            one: Any = np.memmap(name, dtype, "r", shape=(rows, shape[1]))
             one._mmap.madvise(mmap.MADV_RANDOM)
             self._maps.append(one)
 

@@ -186,6 +186,8 @@ def _measured(
         window=question.window,
         uses=uses,
     )
+    for _ in make_policy().steps(trace[:1]):  # compiles
+        pass
     start = time.perf_counter()
     planned = [step.num_misses for step in itertools.islice(make_policy().steps(trace), question.batches)]
     planning = time.perf_counter() - start
@@ -228,13 +230,15 @@ def _print(report: dict[str, Any]) -> None:
         f"{sampling['nodes_per_second']:,.0f} rows/s",
         soft_wrap=True,
     )
+    console.print("a mini-batch:")
     console.print(_speeds(report["results"]))
+    console.print("time of each stage, % busy/starved/blocked:", markup=False)
     console.print(_stages(report["results"]))
 
 
 def _speeds(results: list[dict[str, Any]]) -> Table:
     table = Table("policy", box=None, pad_edge=False)
-    for column in ("hit rate", "read a batch", "planning, ms", "predicted, ms", "measured, ms", "rows/s", "MB/s read"):
+    for column in ("hit rate", "reads", "plan ms", "predicted ms", "measured ms", "rows/s", "MB/s"):
         table.add_column(column, justify="right")
     for result in results:
         table.add_row(
@@ -252,13 +256,13 @@ def _speeds(results: list[dict[str, Any]]) -> Table:
 
 def _stages(results: list[dict[str, Any]]) -> Table:
     """Of each stage the share of the time that it was at work, waited for input, and for room behind it."""
-    table = Table("busy / starved / blocked, %", box=None, pad_edge=False)
+    table = Table("policy", box=None, pad_edge=False)
     names = list(results[0]["stages"])
     for name in names:
         table.add_column(name, justify="right")
     for result in results:
         shares = [
-            " / ".join(f"{100 * result['stages'][name][kind] / result['seconds']:.0f}" for kind in _KINDS)
+            "/".join(f"{100 * result['stages'][name][kind] / result['seconds']:.0f}" for kind in _KINDS)
             for name in names
         ]
         table.add_row(result["policy"], *shares)
