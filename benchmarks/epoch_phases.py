@@ -18,7 +18,6 @@ from benchmarks.mapped_features import MappedFeatures, compiled_library, evict
 from benchmarks.phases import say
 from ginex_jax.belady.policies import LruPolicy, NoCache, StaticPolicy
 from ginex_jax.belady.rolling import RollingPlanner
-from ginex_jax.belady.simulation import hottest
 from ginex_jax.belady.steps import CachePolicy
 from ginex_jax.features import FeatureStore
 from ginex_jax.graph import Graph
@@ -31,6 +30,7 @@ from ginex_jax.sampling.shapes import from_state
 from ginex_jax.store.dataset import Dataset, open_dataset
 from ginex_jax.store.direct_features import DirectFeatures
 from ginex_jax.store.shards import ShardedArray, open_sharded
+from ginex_jax.store.uses import most_used
 
 HIDDEN = 256
 _LARGEST_RING = 4  # typical batches on their way
@@ -43,7 +43,7 @@ def prepare(dataset: str, scratch: str, fanouts: list[int], batch_size: int, sha
     opened = open_dataset(dataset)
     uses = opened.graph.count_uses()
     for share in shares:
-        np.save(hot_file(scratch, share), hottest(uses, rows_of(opened, share)))
+        np.save(hot_file(scratch, share), most_used(uses, rows_of(opened, share)))
     del uses
     say("prepare: uses are counted")
     sampler = NodeSampler(opened.load_graph(), training_nodes(opened), _config(fanouts, batch_size))
