@@ -21,6 +21,8 @@ from ginex_jax.train.inputs import NodeArrays
 NUM_NODES, NUM_CLASSES, WIDTH = 400, 4, 8
 TRAIN, VALID, TEST = np.arange(0, 200), np.arange(200, 300), np.arange(300, 400)
 MODEL = ModelConfig(kind="sage", hidden=16, num_layers=2, num_outputs=NUM_CLASSES, dropout=0.3)
+# For the environment of a process: it compiles in less time.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 TRAINING = TrainConfig(learning_rate=0.01, epochs=4, checkpoint_every=3, log_every=2, seed=5)
 
 

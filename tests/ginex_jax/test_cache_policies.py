@@ -20,7 +20,7 @@ def misses_of(policy, trace):
 
 
 @given(traces(), traces(), st.integers(0, 4), st.integers(1, 6), st.integers(1, 6))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 def test_what_is_planned_is_what_happens(first, second, capacity, window, commit):
     """Contents carry over from one call to the next, and to the one after that was cut short."""
     num_nodes = max(first[1], second[1])
@@ -39,7 +39,7 @@ def test_what_is_planned_is_what_happens(first, second, capacity, window, commit
 
 
 @given(traces(), st.integers(0, 4), st.integers(0, 3))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 def test_a_window_over_everything_is_optimal(trace_and_nodes, capacity, more):
     trace, num_nodes = trace_and_nodes
     window = max(1, len(trace)) + more

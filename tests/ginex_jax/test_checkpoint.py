@@ -24,7 +24,7 @@ from ginex_jax.models.initialization import initial_parameters
 from ginex_jax.train.loop import fit
 from ginex_jax.train.run_log import JsonLines
 from ginex_jax.train.step import TrainState, initial_state
-from tests.ginex_jax.small_runs import MODEL, WIDTH, planted_loader, planted_nodes, planted_run, training
+from tests.ginex_jax.small_runs import MODEL, QUICK, WIDTH, planted_loader, planted_nodes, planted_run, training
 from tests.ginex_jax.training_process import train
 
 ROOT = Path(__file__).parents[2]
@@ -241,7 +241,7 @@ def last_state(path: Path) -> dict:
 
 def killed_runs(folder: Path, *, kills: int, seed: int) -> None:
     """Trains once in peace, and once killed at random moments; compares."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **QUICK}
     command = [sys.executable, "-m", "tests.ginex_jax.training_process", folder / "killed"]
     rng, killed = random.Random(seed), 0
     while killed < kills:

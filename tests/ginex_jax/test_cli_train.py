@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ginex_jax.cli import main
 from ginex_jax.cli.run_options import RunOptions, merged, parse_fanouts, write_options
 from ginex_jax.store.dataset import open_dataset
 from tests.ginex_jax.small_datasets import write_dataset
-from tests.ginex_jax.small_runs import planted
+from tests.ginex_jax.small_runs import QUICK, planted
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--fanouts", "5,5", "--batch-size", "64", "--hidden", "16", "--lr", "0.02", "--memory", "256MiB")
@@ -114,14 +115,14 @@ def test_folders_and_options_that_do_not_fit(
 
 def test_ctrl_c_says_how_to_go_on(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """In a process of its own, and then on in this one."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **QUICK}
     out = tmp_path / "run"
     command = [sys.executable, "-c", "from ginex_jax.cli import run; run()", "train", dataset, "--out", out, *SMALL]
     process = subprocess.Popen([*command, "--epochs", "100000"], env=environment, stderr=subprocess.PIPE, text=True)
     watchdog = threading.Timer(120, process.kill)
     watchdog.start()
     while process.poll() is None and not (out / "log.jsonl").exists():
-        pass
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 130, error

@@ -21,6 +21,7 @@ from ginex_jax.train.loop import FitResult, fit
 from ginex_jax.train.parallel import DataParallel
 from tests.ginex_jax.parallel_process import LABELS, MODEL, loader_of, trained
 from tests.ginex_jax.small_links import WIDTH
+from tests.ginex_jax.small_runs import QUICK
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def single() -> dict[str, np.ndarray]:
 
 def run_all(folder: Path, num_processes: int, devices_each: int) -> list[dict[str, np.ndarray]]:
     """What the processes wrote."""
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}"}
+    environment = {**os.environ, **QUICK, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}"}
     coordinator = []
     if num_processes > 1:
         with socket.socket() as found:

@@ -11,7 +11,7 @@ from tests.ginex_jax.cache_oracles import fewest_misses, replay, skewed_trace, t
 
 
 @given(traces(most_nodes=5), st.integers(0, 4), st.data())
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 def test_no_cache_misses_less(trace_and_nodes, capacity, data):
     trace, num_nodes = trace_and_nodes
     ids = st.lists(st.integers(0, num_nodes - 1), unique=True, max_size=min(capacity, num_nodes))
