@@ -9,6 +9,7 @@ import numpy as np
 from examples.demo.report import FigureBlock, TableBlock
 from ginex_jax.belady.simulation import Policy, simulate
 from ginex_jax.sampling.samplers import NodeSampler
+from ginex_jax.store.uses import most_used
 
 SHARES = (0.02, 0.05, 0.1, 0.2)  # of the feature rows
 POLICIES: dict[Policy, tuple[str, str]] = {  # what is kept, and a colour
