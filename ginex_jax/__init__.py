@@ -40,6 +40,7 @@ from ginex_jax.sampling.aggregation import aggregate_sum as aggregate_sum
 from ginex_jax.sampling.attention import aggregate_attention as aggregate_attention
 from ginex_jax.sampling.config import SamplerConfig as SamplerConfig
 from ginex_jax.sampling.neighbors import sample_batch as sample_batch
+from ginex_jax.sampling.samplers import NodeSampler as NodeSampler
 from ginex_jax.sampling.shapes import pilot as pilot
 from ginex_jax.sampling.source import BatchSource as BatchSource
 from ginex_jax.store.dataset import Dataset as Dataset

@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from examples.demo.report import FigureBlock, TableBlock
+from ginex_jax import NodeSampler
 from ginex_jax.belady.simulation import Policy, hottest, simulate
-from ginex_jax.sampling.samplers import NodeSampler
 
 SHARES = (0.02, 0.05, 0.1, 0.2)  # of the feature rows
 POLICIES: dict[Policy, tuple[str, str]] = {  # what is kept, and a colour
