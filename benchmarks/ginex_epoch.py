@@ -61,7 +61,7 @@ class Contest:
         self._dataset, self._arguments = str(dataset), arguments
         self._scratch = str(arguments.scratch)
         self._phases = Phases("benchmarks.ginex_epoch", arguments.scratch / "phases")
-        self._plan = {"window": arguments.window, "commit": arguments.commit or -(-arguments.window // 2)}
+        self._plan = {"window": arguments.window, "commit": arguments.commit}
         self._turns = 0
         self._pools: dict[float, list[dict[str, Any]]] = {}
 
@@ -240,7 +240,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=100, help="warm-up included")
     parser.add_argument("--warm-up", type=int, default=30)
     parser.add_argument("--window", type=int, default=64, help="batches that Ginex sees ahead")
-    parser.add_argument("--commit", type=int, help="batches that its view moves on by; half a window by default")
+    parser.add_argument("--commit", type=int, default=1, help="batches that its view moves on by")
     parser.add_argument("--rounds", type=int, default=1, help="runs of every policy")
     parser.add_argument("--mmap-batches", type=int, default=20)
     parser.add_argument("--mmap-threads", type=int, nargs="+", default=[1, 2])

@@ -7,8 +7,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from examples.demo.report import FigureBlock, TableBlock
-from ginex_jax.belady.simulation import Policy, hottest, simulate
+from ginex_jax.belady.simulation import Policy, simulate
 from ginex_jax.sampling.samplers import NodeSampler
+from ginex_jax.store.uses import most_used
 
 SHARES = (0.02, 0.05, 0.1, 0.2)  # of the feature rows
 POLICIES: dict[Policy, tuple[str, str]] = {  # what is kept, and a colour
@@ -43,7 +44,7 @@ def expected_misses(trace: Trace, uses: np.ndarray, shares: Sequence[float] = SH
     results = []
     for share in shares:
         capacity = int(share * num_nodes)
-        hot_ids = hottest(uses, capacity)
+        hot_ids = most_used(uses, capacity)
         for policy in POLICIES:
             fixed = hot_ids if policy == "static" else None
             misses = simulate(trace, capacity=capacity, policy=policy, num_nodes=num_nodes, hot_ids=fixed)

@@ -12,6 +12,7 @@ from ginex_jax import (
     Dataset,
     ModelConfig,
     NodeArrays,
+    NodeSampler,
     OpenedLoader,
     SamplerConfig,
     TrainConfig,
@@ -22,7 +23,6 @@ from ginex_jax import (
     open_loader,
 )
 from ginex_jax.belady.simulation import simulate
-from ginex_jax.sampling.samplers import NodeSampler
 
 _INFERENCE_BYTES = 128 << 20  # less than a layer's hidden features, which go to disk as well
 

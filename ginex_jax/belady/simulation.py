@@ -23,7 +23,7 @@ def simulate(
     num_nodes: int,
     hot_ids: Integer[np.ndarray, " hot"] | None = None,
     window: int | None = None,
-    commit: int | None = None,
+    commit: int = 1,
 ) -> Int64[np.ndarray, " batches"]:
     """Misses of every batch, of a cache that starts empty; the first read of a row is a miss for every policy.
 
@@ -36,7 +36,7 @@ def simulate(
       hot_ids: for "static", the most wanted first: the first `capacity` of them are kept. By default those that are most often in
         the trace, of equals the lowest, which no cache can know beforehand.
       window: for "belady", the batches in view; all by default.
-      commit: for "belady" with a window, by how many batches the view moves on: half a window by default.
+      commit: for "belady" with a window, by how many batches the view moves on.
 
     Raises:
       ValueError: an argument is out of range, or a batch has an id twice.
@@ -61,12 +61,11 @@ def _policy(
     num_nodes: int,
     hot_ids: Integer[np.ndarray, " hot"] | None,
     window: int | None,
-    commit: int | None,
+    commit: int,
 ) -> CachePolicy:
     match policy:
         case "belady":
             assert window is not None
-            commit = max(1, window // 2) if commit is None else commit
             return RollingPlanner(capacity=capacity, num_nodes=num_nodes, window=window, commit=commit)
         case "lru":
             return LruPolicy(capacity=capacity, num_nodes=num_nodes)

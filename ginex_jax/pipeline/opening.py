@@ -217,9 +217,7 @@ def policy_maker(
         if uses is None:
             raise ValueError("the static policy needs to know how often nodes are used")
         return functools.partial(StaticPolicy, most_used(uses, capacity), num_nodes=num_nodes)
-    return functools.partial(
-        RollingPlanner, capacity=capacity, num_nodes=num_nodes, window=window, commit=-(-window // 2)
-    )
+    return functools.partial(RollingPlanner, capacity=capacity, num_nodes=num_nodes, window=window, commit=1)
 
 
 # Of each policy, bytes a node and bytes a slot; their `nbytes` says the same afterwards.

@@ -10,6 +10,8 @@ from ginex_jax.pipeline.disk_loader import DiskLoader
 from ginex_jax.pipeline.loading import LoadedBatch
 from ginex_jax.pipeline.report import StageReport, StreamReport
 
+_ON_THEIR_WAY = 24  # batches between the stages, at most
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -62,8 +64,8 @@ def run_trial(
 ) -> Trial:
     """Takes `warm_up` batches from the first on, then counts the next ones.
 
-    The stream goes on behind them for as long as the policy looks ahead, so that sampling and planning cost what they cost in the midst
-    of a run. It is left before its end then, which empties the cache.
+    The stream goes on behind them for as far as the policy looks ahead and the stages run ahead, so that sampling and planning cost what
+    they cost in the midst of a run. It is left before its end then, which empties the cache.
 
     Args:
       loader: whose first batches these are.
@@ -80,7 +82,7 @@ def run_trial(
     if warm_up < 0 or batches < 1:
         raise ValueError(f"a trial is of at least 1 batch, after at least 0 others, got {batches} and {warm_up}")
     seconds_of, misses_of, rows = [], [], 0
-    with loader.stream(0, warm_up + batches + loader.policy.lookahead + 1) as stream:
+    with loader.stream(0, warm_up + batches + loader.policy.lookahead + _ON_THEIR_WAY) as stream:
         for done, loaded in enumerate(itertools.islice(stream, warm_up), start=1):
             step(loaded)
             progress(done)
@@ -111,11 +113,12 @@ def run_trial(
 
 
 def _stages(before: StreamReport, after: StreamReport, seconds: float) -> dict[str, StageReport]:
-    """Of the time in between. No stage has ended yet, so that what it did not wait, it worked."""
+    """Of the time in between. No stage has ended yet: what it did not wait, it worked. A wait counts when it ends, and at most whole."""
     stages = {}
     for name, stage in after.stages.items():
         earlier = before.stages.get(name, StageReport(0, 0.0, 0.0, 0.0))
         starved, blocked = stage.starved - earlier.starved, stage.blocked - earlier.blocked
-        items = stage.items - earlier.items
-        stages[name] = StageReport(items, max(0.0, seconds - starved - blocked), starved, blocked)
+        part = min(1.0, seconds / max(starved + blocked, 1e-9))  # of waits that began before
+        starved, blocked = part * starved, part * blocked
+        stages[name] = StageReport(stage.items - earlier.items, max(0.0, seconds - starved - blocked), starved, blocked)
     return stages
