@@ -54,7 +54,7 @@ def tiny(beside: str) -> str:
 def _plan(dataset: str, batches: int, fanouts: list[int], batch_size: int) -> dict[str, Any]:
     from ginex_jax.belady.rolling import RollingPlanner
     from ginex_jax.sampling.config import SamplerConfig
-    from ginex_jax.sampling.source import sampled
+    from ginex_jax.sampling.samplers import sampled
     from ginex_jax.store.dataset import open_dataset
 
     opened = open_dataset(dataset)

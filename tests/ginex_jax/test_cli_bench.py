@@ -8,7 +8,7 @@ import pytest
 from ginex_jax.belady.simulation import simulate
 from ginex_jax.cli import main
 from ginex_jax.sampling.config import SamplerConfig
-from ginex_jax.sampling.source import sampled
+from ginex_jax.sampling.samplers import sampled
 from ginex_jax.store.dataset import open_dataset
 from ginex_jax.store.uses import most_used
 from tests.ginex_jax.small_datasets import small_arrays, write_dataset
