@@ -8,6 +8,7 @@ _UNITS = {
     **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
     **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
 }
+_TOO_MUCH = 2.0**63
 
 
 def parse_bytes(text: str) -> int:
@@ -20,7 +21,7 @@ def parse_bytes(text: str) -> int:
     units = {name.lower(): factor for name, factor in _UNITS.items()}
     if match is None or match[2].lower() not in units:
         raise ValueError(f"a size is a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB, got {text!r}")
-    size = int(float(match[1]) * units[match[2].lower()])
-    if size < 1:
-        raise ValueError(f"a size should be at least one byte, got {text!r}")
-    return size
+    size = float(match[1]) * units[match[2].lower()]
+    if not 1 <= size < _TOO_MUCH:
+        raise ValueError(f"a size should be at least one byte and less than 2^63, got {text[:50]!r}")
+    return int(size)

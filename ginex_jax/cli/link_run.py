@@ -77,6 +77,9 @@ class LinkRun(TrainingRun):
     def _targets(self, split: str) -> Any:
         return self._links[split] if len(self._links[split].sources) else None
 
+    def _evaluated(self) -> list[np.ndarray | None]:
+        return [None] if any(self._targets(name) is not None for name in self._links) else []
+
     def _held_bytes(self) -> int:
         arrays = [self._edges, self._held_out.keys, *(array for links in self._links.values() for array in links)]
         outputs = 4 * self._dataset.num_nodes * self._model_config.num_outputs

@@ -16,6 +16,8 @@ from ginex_jax.sampling.samplers import BatchSampler, LinkSampler, NodeSampler
 from ginex_jax.sampling.shapes import from_state
 from ginex_jax.store.dataset import Dataset
 
+_EVALUATION_SHARE = 0.125  # of the memory that nothing needs
+
 
 def open_training_loader(
     dataset: Dataset, options: RunOptions, record: RunRecord | None, reserved_bytes: Callable[[BatchSampler], int]
@@ -41,6 +43,7 @@ def open_training_loader(
         sampler_of,
         memory_bytes=options.memory_bytes,
         reserved_bytes=lambda sampler: nodes.nbytes + reserved_bytes(sampler),
+        spare_share=_EVALUATION_SHARE,
         policy=options.policy,  # pyright: ignore[reportArgumentType]  # checked by the options
         steps=options.epochs * steps_per_epoch,
         shapes=shapes,
@@ -71,6 +74,7 @@ def open_link_loader(
         sampler_of,
         memory_bytes=options.memory_bytes,
         reserved_bytes=reserved_bytes,
+        spare_share=_EVALUATION_SHARE,
         policy=options.policy,  # pyright: ignore[reportArgumentType]  # checked by the options
         steps=options.epochs * -(-len(edges) // config.sampling.batch_size),
         shapes=shapes,

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from ginex_jax.cli.byte_sizes import parse_bytes
 from ginex_jax.cli.errors import messages, reporting_errors
 from ginex_jax.cli.interrupts import Report
 from ginex_jax.cli.progress import progress_reports
+from ginex_jax.cli.run_options import parse_fanouts
 from ginex_jax.graph import Graph
 from ginex_jax.sampling.config import SamplerConfig
 from ginex_jax.store.dataset import Dataset
@@ -60,8 +62,8 @@ def plan(
     """Say what a feature cache would save: misses, bytes and seconds an epoch. Reads no feature."""
     config = SamplerConfig(fanouts=parse_fanouts(fanouts), batch_size=batch_size, seed=seed)
     for name, value in (("--batches", batches), ("--window", window), ("--disk-rate", disk_rate)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} should be more than 0, got {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} should be more than 0 and finite, got {value}")
     if not 0 <= epoch < 2**63:
         raise ValueError(f"--epoch should be in [0, 2**63), got {epoch}")
     policies = tuple(dict.fromkeys(policy or _POLICIES))
@@ -83,14 +85,6 @@ def plan(
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
     else:
         _print(report)
-
-
-def parse_fanouts(text: str) -> tuple[int | None, ...]:
-    """Fan-outs as people write them, "10,all,5", with None for all; ValueError for anything else."""
-    try:
-        return tuple(None if part.strip() == "all" else int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"fan-outs are numbers or all, with commas between them, got {text!r}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,22 +120,44 @@ def merged(flags: Mapping[str, Any], *files: Path | None) -> RunOptions:
 
 
 def write_options(file: Path, options: RunOptions) -> None:
-    """As YAML that `merged` reads."""
-    file.write_text(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False), encoding="utf-8")
+    """As YAML that `merged` reads. The file is there whole, the old or the new one, also when the process is killed or the disk is full."""
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_text(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False), encoding="utf-8")
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _read(file: Path) -> dict[str, Any]:
     if file.stat().st_size > _MAX_BYTES:
         raise ValueError(f"{file} is too large for a configuration")
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise ValueError(f"{file} should have one option a line, such as `hidden: 256`")
-    return dict(_checked(file, key, value) for key, value in document.items())
+    options: dict[str, Any] = {}
+    for key, value in document.items():
+        name, value = _checked(file, key, value)
+        if name in options:
+            raise ValueError(f"{file}: {name} is there twice")
+        options[name] = value
+    return options
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Where PyYAML would take the last of several equal keys, an error; no merge keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := [value for number, (tag, value) in enumerate(keys) if (tag, value) in keys[:number]]:
+            raise yaml.YAMLError(f"{repeated[0][:50]} is there twice")
+        return super().construct_mapping(node, deep)
 
 
 def _checked(file: Path, key: Any, value: Any) -> tuple[str, Any]:
@@ -145,7 +168,7 @@ def _checked(file: Path, key: Any, value: Any) -> tuple[str, Any]:
         near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)[0]
         raise ValueError(f"{file}: there is no option {str(key)[:50]!r}; did you mean {near!r}?")
     kind = types[name]
-    if name == "fanouts" and isinstance(value, list):
+    if name == "fanouts" and isinstance(value, list) and all(type(part) in (int, str) for part in value):
         value = ",".join(str(part) for part in value)
     if (name == "fanouts" and type(value) is int) or (name == "memory" and type(value) is int):
         value = str(value)
@@ -155,5 +178,5 @@ def _checked(file: Path, key: Any, value: Any) -> tuple[str, Any]:
         with contextlib.suppress(ValueError):
             value = float(value)
     if type(value) is not kind:
-        raise ValueError(f"{file}: {key} should be {kind.__name__}, got {value!r}")
+        raise ValueError(f"{file}: {key} should be {kind.__name__}, got {reprlib.repr(value)}")
     return name, value

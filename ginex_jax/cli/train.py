@@ -13,7 +13,7 @@ from ginex_jax.cli.interrupts import deferred_interrupts
 from ginex_jax.cli.progress import training_reports
 
 Model = Literal["sage", "gcn", "gat"]
-_OURS = {"config.yaml", "log.jsonl", "tensorboard", "checkpoints", "best", "scratch"}
+_OURS = {"config.yaml", ".config.yaml.partial", "log.jsonl", "tensorboard", "checkpoints", "best", "scratch"}
 
 
 @reporting_errors

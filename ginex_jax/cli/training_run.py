@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ginex_jax.checkpoint.record import RunIdentity
@@ -14,8 +15,9 @@ from ginex_jax.cli.interrupts import stopping_when
 from ginex_jax.cli.loaders import features_of, open_training_loader
 from ginex_jax.cli.run_options import RunOptions
 from ginex_jax.graph import Graph
-from ginex_jax.inference.layerwise import NodeOutputs, infer
+from ginex_jax.inference.layerwise import NodeOutputs, infer, least_memory
 from ginex_jax.models.construction import build_model
+from ginex_jax.models.initialization import parameter_shapes
 from ginex_jax.pipeline.opening import OpenedLoader, largest_expected
 from ginex_jax.sampling.samplers import BatchSampler
 from ginex_jax.sampling.shapes import PILOT_EPOCH
@@ -28,7 +30,7 @@ from ginex_jax.train.loop import FitResult, Update, fit
 from ginex_jax.train.run_log import JsonLines, RunLog, SeveralLogs
 from ginex_jax.train.step_memory import step_memory
 
-_EVALUATION_SHARE = 0.125  # of the memory
+_SPLITS = "valid", "test"
 METRICS = {"single-label": "accuracy", "multi-label": "micro-F1", "links": "MRR", "directed-links": "MRR"}
 
 
@@ -53,6 +55,7 @@ class TrainingRun:
     def _open(self, path: Path, opened: OpenedLoader) -> None:
         self._opened: OpenedLoader | None = opened
         loader = self._opened.loader
+        self._shared_bytes += opened.split.spare
         self._steps_per_epoch = loader.steps_per_epoch
         self.folder = RunFolder(
             path,
@@ -64,6 +67,7 @@ class TrainingRun:
                 training=self._config.decisive,
             ),
         )
+        self._check_evaluation(opened.graph)
 
     def fit(self, report: Callable[[Update], None], asked: Callable[[], bool]) -> FitResult:
         """Trains to the end, or until `asked` says so. Once only: the loader's memory is free afterwards."""
@@ -93,7 +97,7 @@ class TrainingRun:
 
     def final_scores(self, params: Any, asked: Callable[[], bool]) -> dict[str, float | None]:
         """On the validation and test nodes, None where there are none."""
-        splits = {name: self._targets(name) for name in ("valid", "test")}
+        splits = {name: self._targets(name) for name in _SPLITS}
         graph = self._dataset.graph
         graph.pin(0)
         memory_bytes = max(1, self._options.memory_bytes - self._held_bytes())
@@ -143,9 +147,41 @@ class TrainingRun:
             )
             for shape in (shape_for(batch.shape, shapes), largest_expected(shapes))
         )
-        self._shared_bytes = max(most.step, int(self._options.memory_bytes * _EVALUATION_SHARE))
+        self._shared_bytes = max(most.step, self._least_evaluation())
         on_device = most.inputs + 2 * usual.inputs  # under way, waiting, being transferred
         return self._held_bytes() - self._dataset.graph.indptr.nbytes + self._shared_bytes + on_device
+
+    def _evaluated(self) -> list[np.ndarray | None]:
+        """The nodes whose outputs an evaluation wants, for each split; None for all."""
+        return [nodes for nodes in map(self._targets, _SPLITS) if nodes is not None]
+
+    def _least_evaluation(self) -> int:
+        graph, parameters = self._dataset.graph, self._any_parameters()
+        least = [least_memory(self._model, parameters, graph, self._features, nodes) for nodes in self._evaluated()]
+        return max(least, default=0)
+
+    def _check_evaluation(self, graph: Graph) -> None:
+        """Raises ValueError or OSError for an evaluation that would fail for want of memory or disk: now, not after an epoch."""
+        for nodes in self._evaluated():
+            try:
+                infer(
+                    self._model,
+                    self._any_parameters(),
+                    graph,
+                    self._features,
+                    memory_bytes=self._shared_bytes,
+                    nodes=nodes,
+                    scratch=self.folder.path / "scratch",
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"evaluations get {self._shared_bytes:,} of {self._options.memory_bytes:,} bytes of memory, too few: {error}"
+                ) from error
+
+    def _any_parameters(self) -> Any:
+        """Of the model's shapes and dtypes."""
+        shapes = parameter_shapes(self._model_config, self._features.shape[1])
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
     def _score(self, params: Any, targets: Any, asked: Callable[[], bool], graph: Graph, memory_bytes: int) -> float:
         score = Score()
@@ -159,17 +195,19 @@ class TrainingRun:
         """Of these nodes, or of all."""
         scratch = self.folder.path / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-        yield from infer(
-            self._model,
-            params,
-            graph,
-            self._features,
-            memory_bytes=memory_bytes,
-            nodes=nodes,
-            scratch=scratch,
-            progress=stopping_when(asked),
-        )
-        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            yield from infer(
+                self._model,
+                params,
+                graph,
+                self._features,
+                memory_bytes=memory_bytes,
+                nodes=nodes,
+                scratch=scratch,
+                progress=stopping_when(asked),
+            )
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def num_classes(labels: np.ndarray) -> int:

@@ -57,13 +57,8 @@ class LayerPass:
         *,
         input_width: int,
         input_dtype: np.dtype[Any],
-        memory_bytes: int,
     ) -> None:
-        """Cuts the nodes into blocks that take at most half of the memory, or all of it where a long list makes that necessary.
-
-        Raises:
-          TooLittleMemoryError: a block of the longest list alone takes more.
-        """
+        """`fit` comes next."""
         self.index, self._parameters = index, parameters
         self._graph, self._targets, self._needs_degrees = without_weights(graph), targets, model.needs_degrees
         self._width, self._dtype = input_width, np.dtype(input_dtype)
@@ -71,6 +66,21 @@ class LayerPass:
         self._parameter_bytes = sum(leaf.nbytes for leaf in leaves)
         kinds = tuple((leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves)
         self._step = functools.partial(_compiled, cast(Any, model), index, structure, kinds, input_width, self._dtype)
+        self._bounds: list[int] = []
+        self._shapes: list[BatchShape] = []
+        self.working_bytes = 0
+
+    @property
+    def least_bytes(self) -> int:
+        """Memory that the longest list needs; lists of similar length may need a little more."""
+        return 2 * self._longest_bytes()
+
+    def fit(self, memory_bytes: int) -> None:
+        """Cuts the nodes into blocks that take at most half of the memory, or all of it where a long list makes that necessary.
+
+        Raises:
+          TooLittleMemoryError: a block of the longest list alone takes more.
+        """
         self._bounds, self._shapes, self.working_bytes = self._fitted(memory_bytes)
 
     @property
@@ -136,11 +146,14 @@ class LayerPass:
             if working <= wanted:
                 return bounds, shapes, working
             if longest is None:
-                longest = self.bytes_of(longest_list_shape(self._targets, self._graph.num_nodes))
+                longest = self._longest_bytes()
                 wanted = max(wanted, 3 * longest // 2)
             if 2 * longest > memory_bytes or len(shapes) == self._targets.count:  # other lists share its shape
                 raise TooLittleMemoryError(max(2 * longest, working))
             budget = int(budget * min(0.7, 0.9 * wanted / working))
+
+    def _longest_bytes(self) -> int:
+        return self.bytes_of(longest_list_shape(self._targets, self._graph.num_nodes))
 
     def bytes_of(self, shape: BatchShape) -> int:
         """Memory that a block of this shape takes while the next one is read."""

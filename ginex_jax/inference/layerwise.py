@@ -103,6 +103,28 @@ def infer(
     return _outputs(plan, graph, features, widths, None if plan.in_memory else scratch, progress)
 
 
+def least_memory(
+    model: BlockNetwork,
+    parameters: Any,
+    graph: Graph,
+    features: FeatureStore,
+    nodes: Int64[np.ndarray, " nodes"] | None = None,
+) -> int:
+    """About the least `memory_bytes` with which `infer`, given a scratch folder, takes these arguments: what the longest list needs.
+
+    Args:
+      parameters: of their shapes and dtypes; values do not matter.
+
+    Compiles a program for each layer.
+    """
+    least = 1
+    for index, (width, dtype) in enumerate(_widths(model, parameters, features)[:-1]):
+        targets = targets_of(graph, nodes if index == model.num_layers - 1 else None)
+        layer = LayerPass(model, parameters, index, graph, targets, input_width=width, input_dtype=dtype)
+        least = max(least, layer.least_bytes)
+    return least
+
+
 def _widths(model: BlockNetwork, parameters: Any, features: FeatureStore) -> tuple[_Width, ...]:
     """Of the input of every layer, and of the last one's output."""
     widths = [_Width(features.shape[1], np.dtype(features.dtype))]
@@ -130,9 +152,9 @@ def _planned(
         for index, used in enumerate(in_use if in_memory else [0] * len(in_use)):
             targets = targets_of(graph, nodes if index == model.num_layers - 1 else None)
             width, dtype = widths[index]
-            options = {"input_width": width, "input_dtype": dtype, "memory_bytes": memory_bytes - used}
+            passes.append(LayerPass(model, parameters, index, graph, targets, input_width=width, input_dtype=dtype))
             try:
-                passes.append(LayerPass(model, parameters, index, graph, targets, **options))
+                passes[-1].fit(memory_bytes - used)
                 spare.append(memory_bytes - used - passes[-1].working_bytes)
             except TooLittleMemoryError as error:
                 needed = max(needed, used + error.needed)

@@ -29,6 +29,8 @@ def write_outputs(
       OSError: the disk is too small, or failed. Nothing is left behind then.
     """
     shape, dtype = ((num_rows,), np.dtype(np.int64)) if predictions else ((num_rows, num_outputs), np.dtype(np.float32))
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
     require_room(path.parent, int(np.prod(shape)) * dtype.itemsize)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial"

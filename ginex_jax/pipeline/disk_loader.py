@@ -64,6 +64,8 @@ class DiskLoader:
         self.features, self.num_samplers, self.policy = features, num_samplers, make_policy()
         self.cache = FeatureCache(self.policy.capacity, features.shape[1], features.dtype)
         self.ring = RowRing(ring_rows, features.shape[1], features.dtype)
+        self.line = Line()  # of the stream that is open, or was the last
+        self._open: DiskStream | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,11 +87,16 @@ class DiskLoader:
     def stream(self, first_step: int, stop_step: int) -> "DiskStream":
         """The batches of steps [first_step, stop_step), in order. Step s is batch s % steps_per_epoch of epoch s // steps_per_epoch.
 
+        A stream that is still open is closed: two would write over each other's rows.
+
         Raises:
           ValueError: there are no such steps.
         """
         check_steps(first_step, stop_step)
-        return DiskStream(self, range(first_step, stop_step))
+        if self._open is not None:
+            self._open.close()
+        self._open = DiskStream(self, range(first_step, stop_step))
+        return self._open
 
     def sample(self, step: int) -> PackedBatch:
         """The batch of a step, without features."""
@@ -107,7 +114,7 @@ class DiskStream:
 
     def __init__(self, loader: DiskLoader, steps: range) -> None:
         self._loader, self._steps = loader, steps
-        self._line = Line()
+        self._line = loader.line = Line()
         self._reader = FeatureReader(loader.features, loader.ring, self._line)
         self._read_before = loader.features.stats
         self._rows = self._misses = 0
@@ -250,5 +257,5 @@ class DiskStream:
         )
 
     def _wake(self) -> None:
-        with self._line.notify():
+        with self._loader.line.notify():  # batches may outlive their stream, and the next one waits for their room
             pass

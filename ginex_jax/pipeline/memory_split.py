@@ -23,6 +23,7 @@ class Demand:
       graph_bytes: that stay in memory whatever else happens: `indptr`.
       list_bytes: of all neighbour lists, should they be in memory.
       reserved_bytes: for what is not the loader's: labels, parameters, the compiled step.
+      spare_share: part of what is left, when all have the least that they need, that goes beside `reserved_bytes`.
       row_bytes: of a feature row.
       num_rows: of the feature matrix.
       policy_node_bytes: of the cache policy's tables, for each node.
@@ -50,6 +51,7 @@ class Demand:
     num_samplers: int
     lookahead: bool
     steps: int
+    spare_share: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class MemorySplit:
     """Bytes of one run, by purpose. They add up to at most the budget.
 
     Attributes:
-      reserved: for what is not the loader's.
+      reserved: for what is not the loader's: at least this.
+      spare: for the same.
       graph: `indptr`.
       lists: pinned neighbour lists, or all of them.
       cache: feature rows, `capacity` of them.
@@ -68,6 +71,7 @@ class MemorySplit:
     """
 
     reserved: int
+    spare: int
     graph: int
     lists: int
     cache: int
@@ -81,9 +85,8 @@ class MemorySplit:
 
     @property
     def total(self) -> int:
-        return (
-            self.reserved + self.graph + self.lists + self.cache + self.policy + self.waiting + self.ring + self.working
-        )
+        loading = self.graph + self.lists + self.cache + self.policy + self.waiting + self.ring + self.working
+        return self.reserved + self.spare + loading
 
 
 def candidate_splits(memory_bytes: int, demand: Demand) -> list[MemorySplit]:
@@ -100,6 +103,7 @@ def candidate_splits(memory_bytes: int, demand: Demand) -> list[MemorySplit]:
         )
     window, ring_rows = _window(memory_bytes, demand), _ring_rows(memory_bytes, demand)
     fixed = _fixed(demand, window, ring_rows)
+    fixed["spare"] = int((memory_bytes - least) * demand.spare_share)
     left = memory_bytes - sum(fixed.values())
     most_lists = min(demand.list_bytes, left)
     splits = []

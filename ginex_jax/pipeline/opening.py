@@ -48,6 +48,7 @@ def open_loader(
     *,
     memory_bytes: int,
     reserved_bytes: Callable[[BatchSampler], int] = lambda sampler: 0,
+    spare_share: float = 0.0,
     policy: PolicyName = "belady",
     steps: int = 2**63 - 1,
     shapes: Sequence[BatchShape] | None = None,
@@ -65,6 +66,7 @@ def open_loader(
       memory_bytes: for all that the loader holds: lists, cache, tables, batches on their way, buffers. The interpreter and its libraries
         come on top.
       reserved_bytes: of these, what others need: labels, parameters, the compiled step; asked once the sampler knows its shapes.
+      spare_share: part of what is left, when all have the least that they need, that they get too: `MemorySplit.spare`.
       policy: which rows the cache keeps; "belady" looks ahead.
       steps: of the whole run, if known: there is no use in looking further ahead.
       shapes: those of the sampler of a run that goes on.
@@ -89,6 +91,7 @@ def open_loader(
     samples = _samples(sampler)
     reserved = reserved_bytes(sampler)
     demand = _demand(graph, features, samples, sampler.shapes, policy, num_samplers, reserved, steps)
+    demand = dataclasses.replace(demand, spare_share=spare_share)
     splits = candidate_splits(memory_bytes, demand)
     split = best_split(splits, _expected_reads(graph, uses, samples, splits, cached=policy != "none"))
     phase("reading neighbour lists")

@@ -1,6 +1,8 @@
 """The training loop: from any step to the end, and interrupted anywhere it goes on as if nothing had been."""
 
 import dataclasses
+import math
+import reprlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -46,6 +48,22 @@ class RunProgress:
     best_score: float | None = None
     best_step: int | None = None
     evaluations_since: int = 0  # without a better one
+
+    @classmethod
+    def restored(cls, values: Mapping[str, Any], step: int) -> "RunProgress":
+        """From what a checkpoint of this step says; ValueError where that cannot be."""
+        try:
+            progress = cls(**{**values, "step": step})
+        except TypeError as error:
+            raise ValueError(f"the checkpoint's progress is damaged: {error}") from error
+        counts = progress.rows, progress.misses, progress.evaluations_since
+        best = progress.best_score, progress.best_step
+        is_best_known = type(best[0]) is float and math.isfinite(best[0]) and type(best[1]) is int
+        if not all(type(count) is int and count >= 0 for count in counts) or not (
+            is_best_known or best == (None, None)
+        ):
+            raise ValueError(f"the checkpoint's progress is damaged: {reprlib.repr(dict(values))}")
+        return progress
 
 
 class Update(NamedTuple):
@@ -276,11 +294,8 @@ class _Loop:
         restored = None if self._checkpoints is None else self._checkpoints.restore(state)
         if restored is None:
             return state, RunProgress()
-        try:
-            progress = RunProgress(**restored.progress)
-        except TypeError as error:
-            raise ValueError(f"the checkpoint's progress is damaged: {error}") from error
-        return jax.tree.map(jax.numpy.asarray, restored.state), dataclasses.replace(progress, step=restored.step)
+        progress = RunProgress.restored(restored.progress, restored.step)
+        return jax.tree.map(jax.numpy.asarray, restored.state), progress
 
     @property
     def _is_out_of_patience(self) -> bool:

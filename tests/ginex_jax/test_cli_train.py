@@ -113,6 +113,45 @@ def test_folders_and_options_that_do_not_fit(
     assert "has no checkpoint" in capsys.readouterr().err
 
 
+def test_the_least_memory_that_is_named_does_and_is_enough_for_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of a graph with one long list, which sampled batches never need whole and every evaluation does."""
+    num_nodes, rng = 5000, np.random.default_rng(0)
+    degrees = np.array([num_nodes - 1] + [2] * (num_nodes - 1))
+    arrays = {
+        "indptr": np.concatenate([[0], np.cumsum(degrees)]),
+        "indices": rng.integers(0, num_nodes, degrees.sum()).astype(np.int32),
+        "features": rng.standard_normal((num_nodes, 256)).astype(np.float32),
+        "labels": rng.integers(0, 3, num_nodes),
+        "train": np.arange(100, 200),
+        "valid": np.arange(200, 230),
+    }
+    write_dataset(tmp_path / "hub", arrays)
+    arguments = ("train", tmp_path / "hub", "--out", tmp_path / "run", "--fanouts", "2,2", "--batch-size", 50)
+    arguments = (*arguments, "--hidden", 4, "--epochs", 1)
+    assert ginex(*arguments, "--memory", "1MB") == 2
+    least = int(capsys.readouterr().err.split("too few: ")[1].split()[0].replace(",", ""))
+    assert ginex(*arguments, "--memory", least - 1) == 2 and not (tmp_path / "run").exists()
+    assert f"{least:,} are the least" in capsys.readouterr().err
+    assert ginex(*arguments, "--memory", least) == 0
+
+
+def test_options_of_a_run_survive_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_options(tmp_path / "config.yaml", RunOptions(hidden=7))
+
+    def fail(file: Path, text: str, **_: Any) -> None:
+        with file.open("w") as opened:
+            opened.write(text[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_options(tmp_path / "config.yaml", RunOptions(hidden=8))
+    assert merged({}, tmp_path / "config.yaml").hidden == 7
+    assert [entry.name for entry in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_ctrl_c_says_how_to_go_on(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """In a process of its own, and then on in this one."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **QUICK}
@@ -145,6 +184,9 @@ def test_flags_win_over_the_file_and_that_over_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("hidden: 8\nhidden: 9", "hidden is there twice"),
+        ("batch-size: 8\nbatch_size: 9", "batch_size is there twice"),
+        ("fanouts: [[1, 2], 3]", "fanouts should be str, got"),
         ("hiden: 8", "no option 'hiden'; did you mean 'hidden'"),
         ("hidden: many", "hidden should be int, got 'many'"),
         ("lr: fast", "lr should be float, got 'fast'"),

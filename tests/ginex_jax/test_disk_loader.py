@@ -134,6 +134,36 @@ def test_batches_that_are_only_dropped_make_room_too() -> None:
         assert sum(1 for _ in stream) == 20
 
 
+def test_batches_released_after_their_stream_make_room_in_the_next_one() -> None:
+    loader = disk_loader(ring_rows=3 * SHAPES[-1].level_sizes[-1])
+    with loader.stream(0, 2) as stream:
+        before = list(stream)
+    with loader.stream(2, 30) as stream:
+        watchdog = threading.Timer(60, stream.close)  # else it would wait for ever
+        watchdog.start()
+        kept = []
+        while not stream._reader.waits_for_room or stream._loaded.peek() is not None:  # noqa: SLF001
+            if stream._loaded.peek() is not None:  # noqa: SLF001
+                kept.append(next(stream))
+        for loaded in before:
+            loaded.release()
+        kept.append(next(stream))
+        assert [loaded.step for loaded in kept] == list(range(2, 2 + len(kept)))
+        watchdog.cancel()
+
+
+def test_a_second_stream_closes_the_first() -> None:
+    loader, twin = disk_loader(), memory_loader()
+    first = loader.stream(0, 1000)
+    next(first).release()
+    with loader.stream(3, 20) as stream, twin.stream(3, 20) as expected:
+        with pytest.raises(ValueError, match="closed"):
+            next(first)
+        for ours, theirs in zip(stream, expected, strict=True):
+            assert_same(ours, theirs)
+            ours.release()
+
+
 def test_keeping_every_batch_ends_with_a_word_and_not_with_silence() -> None:
     loader = disk_loader(ring_rows=SHAPES[-1].level_sizes[-1])
     with pytest.raises(ValueError, match="hold all memory: release them"), loader.stream(0, 40) as stream:

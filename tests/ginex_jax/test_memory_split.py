@@ -32,13 +32,16 @@ def least(demand: Demand) -> int:
     return int(str(caught.value).split("too few: ")[1].split(" ")[0].replace(",", ""))
 
 
-@given(st.integers(0, 4 << 30), st.booleans(), st.integers(1, 10_000), st.integers(1, 4096))
-def test_no_split_exceeds_the_budget(extra: int, lookahead: bool, steps: int, row_bytes: int) -> None:
-    demand = dataclasses.replace(DEMAND, lookahead=lookahead, steps=steps, row_bytes=row_bytes)
+@given(
+    st.integers(0, 4 << 30), st.booleans(), st.integers(1, 10_000), st.integers(1, 4096), st.sampled_from([0.0, 0.125])
+)
+def test_no_split_exceeds_the_budget(extra: int, lookahead: bool, steps: int, row_bytes: int, share: float) -> None:
+    demand = dataclasses.replace(DEMAND, lookahead=lookahead, steps=steps, row_bytes=row_bytes, spare_share=share)
     budget = least(demand) + extra
     splits = candidate_splits(budget, demand)
     for split in splits:
         assert split.total <= budget
+        assert split.spare == int(extra * share)
         assert split.ring_rows >= demand.largest_batch_rows + 2 * demand.batch_rows
         assert split.ring == split.ring_rows * row_bytes
         assert split.cache == split.capacity * row_bytes
