@@ -80,10 +80,10 @@ bench-plan: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.ginex_plan
 
 bench-epoch: $(VENV)/bench.installed  ## the same batches by memory map, LRU, a fixed set and Ginex, at scale 26 (39 GB of disk, hours)
-	$(BIN)/python -m benchmarks.ginex_epoch
+	$(BIN)/python -m benchmarks.ginex_epoch $(EPOCH)
 
 bench-billion: $(VENV)/bench.installed  ## generate, plan and train on a billion edges within 8 GiB (48 GiB of disk, an hour)
-	$(BIN)/python -m benchmarks.ginex_billion
+	$(BIN)/python -m benchmarks.ginex_billion $(BILLION)
 
 bench-growth: $(VENV)/bench.installed  ## seconds and memory of generate, plan and gather at scales 20 to 26 (48 GiB of disk)
 	$(BIN)/python -m benchmarks.ginex_growth
