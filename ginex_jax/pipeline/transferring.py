@@ -3,12 +3,23 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from ginex_jax.pipeline.line import Channel, Line, StageTimes, StoppedError
-from ginex_jax.pipeline.loading import BatchReport, BatchStream
+from ginex_jax.pipeline.loading import BatchReport
 
 Inputs = TypeVar("Inputs")
+
+
+@runtime_checkable
+class _Source(Protocol):
+    """A `BatchStream`, or a stream of other things that have a step, an epoch, a report and a `release`."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __next__(self) -> Any: ...
+
+    def close(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +38,11 @@ class TransferringStream(Generic[Inputs]):
     An iterator, and a context manager that closes the stream too.
     """
 
-    def __init__(self, stream: BatchStream, transfer: Callable[..., Inputs], *, ahead: bool = True) -> None:
+    def __init__(self, stream: _Source, transfer: Callable[..., Inputs], *, ahead: bool = True) -> None:
         """Starts the thread.
 
         Args:
-          stream: of `LoadedBatch`, or of anything that has a step, an epoch, a report and a `release`.
+          stream: closed with this one.
           transfer: makes something of a batch, and keeps nothing of the batch's memory.
           ahead: whether to do so in a thread; else it is done when asked for. Processes that talk to each other in `transfer` must not.
         """
