@@ -1,6 +1,7 @@
 """The `ginex` command: graphs larger than memory."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> NoReturn:
     """The process: `main`, and its status for the shell."""
     remember_interrupts()
-    sys.exit(main())
+    status = main()
+    if status == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # libraries whose work was cut short have been seen to crash while they are taken down
+    sys.exit(status)
 
 
 @app.command(epilog="Example: ginex ingest cora --edges edges.csv --features features.npy --labels labels.npy")

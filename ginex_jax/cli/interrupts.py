@@ -43,7 +43,12 @@ def _quiet_about_interrupts(lost: "sys.UnraisableHookArgs") -> None:
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Within the block the first Ctrl-C only makes the yielded function return True; the second is a KeyboardInterrupt."""
+    """Within the block the first Ctrl-C only makes the yielded function return True; the second is a KeyboardInterrupt.
+
+    So is one that got lost before it.
+    """
+    if _interrupts:
+        raise KeyboardInterrupt
     asked: list[int] = []
 
     def note(number: int, _frame: object) -> None:

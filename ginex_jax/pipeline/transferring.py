@@ -4,13 +4,24 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from ginex_jax.pipeline.line import Channel, Line, StageTimes, StoppedError
 from ginex_jax.pipeline.loading import BatchReport
 from ginex_jax.pipeline.report import StageReport, StreamReport
 
 Inputs = TypeVar("Inputs")
+
+
+@runtime_checkable
+class _Source(Protocol):
+    """A `BatchStream`, or a stream of other things that have a step, an epoch, a report and a `release`."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __next__(self) -> Any: ...
+
+    def close(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +40,11 @@ class TransferringStream(Generic[Inputs]):
     An iterator, and a context manager that closes the stream too.
     """
 
-    def __init__(self, stream: Any, transfer: Callable[..., Inputs], *, ahead: bool = True) -> None:
+    def __init__(self, stream: _Source, transfer: Callable[..., Inputs], *, ahead: bool = True) -> None:
         """Starts the thread.
 
         Args:
-          stream: a `BatchStream`, or one of `DividedBatch`.
+          stream: closed with this one.
           transfer: makes something of a batch, and keeps nothing of the batch's memory.
           ahead: whether to do so in a thread; else it is done when asked for. Processes that talk to each other in `transfer` must not.
         """

@@ -99,6 +99,7 @@ def test_fanouts():
         (("--cache", "1MB", "--batch-size", "0"), "batch_size"),
         (("--cache", "1MB", "--batches", "0"), "--batches should be more than 0"),
         (("--cache", "1MB", "--window", "-1"), "--window should be more than 0"),
+        (("--cache", "1MB", "--disk-rate", "inf"), "--disk-rate should be more than 0 and finite"),
         (("--cache", "1MB", "--epoch", "-1"), "--epoch"),
         (("--cache", "1MB", "--plot", "misses.txt"), "a plot is a .png"),
         (("--cache", "1MB", "--plot", "nowhere/misses.png"), "nowhere"),

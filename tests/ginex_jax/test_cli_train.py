@@ -171,6 +171,14 @@ def test_ctrl_c_says_how_to_go_on(dataset: Path, tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["steps"] >= 4
 
 
+def test_ctrl_c_that_got_lost_before_the_training_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ginex_jax.cli import interrupts
+
+    monkeypatch.setattr(interrupts, "_interrupts", [2])
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred_interrupts():
+        pytest.fail("it should not get here")
+
+
 def test_flags_win_over_the_file_and_that_over_the_run(tmp_path: Path) -> None:
     own, file = tmp_path / "config.yaml", tmp_path / "a.yaml"
     write_options(own, RunOptions(hidden=1, epochs=2, lr=0.5, fanouts="3,all"))

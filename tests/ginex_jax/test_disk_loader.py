@@ -142,8 +142,8 @@ def test_batches_released_after_their_stream_make_room_in_the_next_one() -> None
         watchdog = threading.Timer(60, stream.close)  # else it would wait for ever
         watchdog.start()
         kept = []
-        while not stream._reader.waits_for_room or stream._loaded.peek() is not None:  # noqa: SLF001
-            if stream._loaded.peek() is not None:  # noqa: SLF001
+        while not stream._reader.waits_for_room or stream._loaded.peek() is not None:
+            if stream._loaded.peek() is not None:
                 kept.append(next(stream))
         for loaded in before:
             loaded.release()

@@ -260,3 +260,15 @@ def test_labels_that_do_not_fit() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             check_labels(NodeArrays(labels), task, outputs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rows": "7"}, {"misses": -1}, {"best_score": "high"}, {"best_score": 0.5}, {"best_step": 3}, {"steps": 1}],
+)
+def test_progress_that_cannot_be(changes: dict[str, object]) -> None:
+    from ginex_jax.train.loop import RunProgress
+
+    with pytest.raises(ValueError, match="progress is damaged"):
+        RunProgress.restored({"rows": 1, "misses": 0, **changes}, 5)
+    assert RunProgress.restored({"rows": 1, "best_score": 0.5, "best_step": 3}, 5).step == 5
