@@ -202,18 +202,17 @@ def _simulated(
     """Size, policy and misses."""
     from ginex_jax.belady.simulation import hottest, simulate
 
-    most = min(max(question.cache_bytes) // row_bytes, num_nodes)
-    hot_ids = hottest(uses, most) if uses is not None and "static" in question.policies else None
     cases = [(size, policy) for size in question.cache_bytes for policy in question.policies]
     results = []
     for done, (size, policy) in enumerate(cases):
         progress("planning", done, len(cases))
+        capacity = min(size // row_bytes, num_nodes)
         misses = simulate(
             trace,
-            capacity=min(size // row_bytes, num_nodes),
+            capacity=capacity,
             policy=policy,  # pyright: ignore[reportArgumentType]
             num_nodes=num_nodes,
-            hot_ids=hot_ids if policy == "static" else None,
+            hot_ids=hottest(uses, capacity) if uses is not None and policy == "static" else None,
             window=question.window if policy == "belady" else None,
         )
         results.append((size, policy, int(misses.sum())))

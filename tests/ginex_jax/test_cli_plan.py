@@ -46,11 +46,11 @@ def test_numbers(dataset, capsys, monkeypatch, memory):
     assert report["batches"] == report["batches_per_epoch"] == 7
     assert report["rows"] == sum(map(len, trace))
     assert report["row_bytes"] == 512
-    hot_ids = hottest(np.bincount(graph.indices, minlength=500), 500)
+    counts = np.bincount(graph.indices, minlength=500)
     assert len(report["results"]) == 6
     for result in report["results"]:
         capacity = result["cache_bytes"] // 512
-        fixed = hot_ids if result["policy"] == "static" else None
+        fixed = hottest(counts, capacity) if result["policy"] == "static" else None
         misses = simulate(trace, capacity=capacity, policy=result["policy"], num_nodes=500, hot_ids=fixed).sum()
         assert result["cache_rows"] == capacity
         assert result["misses"] == misses
