@@ -37,11 +37,17 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 
 def record(name: str, arguments: Mapping[str, Any], results: Any) -> Path:
     """Writes results/NAME.json: where, when, with what and what came out. Returns its path."""
-    contents = {**environment(), "arguments": dict(arguments), "results": results}
+    arguments = {name: _without_place(value) for name, value in arguments.items()}
+    contents = {**environment(), "arguments": arguments, "results": results}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(contents, indent=1, default=str) + "\n", encoding="utf-8")
     return path
+
+
+def _without_place(value: Any) -> Any:
+    """Of a path only the last part, where the others are nobody else's business."""
+    return value.name if isinstance(value, Path) and value.is_absolute() else value
 
 
 def environment() -> dict[str, Any]:
