@@ -7,17 +7,31 @@ step; all neighbours, 2 hops. The parameters that are best on the validation nod
 
 import argparse
 import dataclasses
+import functools
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ginex_jax import Dataset, IngestOptions, SamplerConfig, array_source, build_dataset, open_dataset, pilot
+from ginex_jax import (
+    BatchShape,
+    Dataset,
+    Graph,
+    IngestOptions,
+    MemoryLoader,
+    NodeSampler,
+    SamplerConfig,
+    array_source,
+    build_dataset,
+    open_dataset,
+    open_loader,
+)
 from ginex_jax.ingest.planetoid import open_planetoid
 from ginex_jax.models.config import ModelConfig
 from ginex_jax.models.construction import build_model
-from ginex_jax.pipeline.memory_loader import MemoryLoader
 from ginex_jax.train.config import TrainConfig
 from ginex_jax.train.evaluation import batch_evaluator
 from ginex_jax.train.inputs import NodeArrays
@@ -29,6 +43,7 @@ MODELS = {
 }
 TRAINING = TrainConfig(learning_rate=0.01, weight_decay=5e-4, epochs=200, eval_every=4, log_every=1000)
 NUM_SEEDS = 5
+MEMORY_BYTES = 256 << 20  # of the loader
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,19 +89,24 @@ def cora_dataset(planetoid: Path, out: Path) -> Dataset:
 
 def accuracy(dataset: Dataset, config: ModelConfig, seed: int) -> float:
     """On the test nodes, of a model trained with this seed. Graph and features are read from the disk, batch by batch."""
-    assert dataset.features is not None and dataset.labels is not None
+    features = dataset.features
+    assert features is not None and dataset.labels is not None
     model, nodes = build_model(config), NodeArrays(dataset.labels, np.diff(dataset.graph.indptr))
 
-    def loader(split: np.ndarray | None) -> MemoryLoader:
-        assert split is not None and dataset.features is not None
-        sampler = SamplerConfig(fanouts=(None, None), batch_size=len(split), seed=seed)
-        return MemoryLoader(dataset.graph, dataset.features, split, sampler, pilot(dataset.graph, split, sampler))
+    def sampler_of(split: np.ndarray | None, graph: Graph, shapes: Sequence[BatchShape] | None = None) -> NodeSampler:
+        assert split is not None
+        config = SamplerConfig(fanouts=(None, None), batch_size=len(split), seed=seed)
+        return NodeSampler(graph, split, config, shapes=shapes)
 
-    evaluate = batch_evaluator(model, loader(dataset.valid), nodes, TRAINING.task)
-    training = dataclasses.replace(TRAINING, seed=seed)
-    width = dataset.features.shape[1]
-    result = fit(model, loader(dataset.train), nodes, training, num_features=width, evaluate=evaluate)
-    return batch_evaluator(model, loader(dataset.test), nodes, TRAINING.task)(result.params)
+    def evaluator(split: np.ndarray | None) -> Callable[[Any], float]:
+        loader = MemoryLoader.of(sampler_of(split, dataset.graph), features)
+        return batch_evaluator(model, loader, nodes, TRAINING.task)
+
+    make_sampler = functools.partial(sampler_of, dataset.train)
+    loader = open_loader(dataset, make_sampler, memory_bytes=MEMORY_BYTES, steps=TRAINING.epochs).loader
+    training, width = dataclasses.replace(TRAINING, seed=seed), features.shape[1]
+    result = fit(model, loader, nodes, training, num_features=width, evaluate=evaluator(dataset.valid))
+    return evaluator(dataset.test)(result.params)
 
 
 if __name__ == "__main__":
