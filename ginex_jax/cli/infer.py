@@ -59,13 +59,18 @@ def _infer(run: Path, path: Path, out: Path, split: str | None, memory_bytes: in
     is_single = record.identity.training.get("task") == "single-label"
     labels = _labels_of(dataset, is_single, config.num_outputs)
     num_rows, score = dataset.num_nodes if nodes is None else len(nodes), Score()
+    held_bytes = sum(array.nbytes for array in (dataset.graph.indptr, labels, nodes) if array is not None)
+    if memory_bytes <= held_bytes:
+        raise ValueError(
+            f"{memory_bytes:,} bytes of memory are too few: {held_bytes:,} are for labels, nodes and where the lists are"
+        )
     with progress_reports(messages) as progress:
         outputs = layerwise(
             build_model(config),
             params,
             dataset.graph,
             features,
-            memory_bytes=memory_bytes,
+            memory_bytes=memory_bytes - held_bytes,
             nodes=nodes,
             scratch=out.absolute().parent,
             progress=progress,

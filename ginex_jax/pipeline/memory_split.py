@@ -34,6 +34,7 @@ class Demand:
       padded_batch_bytes: of one that is about to be used, without features.
       num_samplers: threads that sample.
       lookahead: whether the policy looks ahead.
+      cached: whether it keeps any rows.
       steps: of the whole run: there is no looking beyond them.
     """
 
@@ -51,6 +52,7 @@ class Demand:
     num_samplers: int
     lookahead: bool
     steps: int
+    cached: bool = True
     spare_share: float = 0.0
 
 
@@ -110,7 +112,7 @@ def candidate_splits(memory_bytes: int, demand: Demand) -> list[MemorySplit]:
     for eighths in range(9):
         lists = most_lists * eighths // 8
         slot_bytes = demand.row_bytes + demand.policy_slot_bytes
-        capacity = min((left - lists) // slot_bytes, demand.num_rows)
+        capacity = min((left - lists) // slot_bytes, demand.num_rows) if demand.cached else 0
         splits.append(
             MemorySplit(
                 **{**fixed, "policy": fixed["policy"] + capacity * demand.policy_slot_bytes},

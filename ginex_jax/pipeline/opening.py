@@ -93,7 +93,7 @@ def open_loader(
     demand = _demand(graph, features, samples, sampler.shapes, policy, num_samplers, reserved, steps)
     demand = dataclasses.replace(demand, spare_share=spare_share)
     splits = candidate_splits(memory_bytes, demand)
-    split = best_split(splits, _expected_reads(graph, uses, samples, splits, cached=policy != "none"))
+    split = best_split(splits, _expected_reads(graph, uses, samples, splits))
     phase("reading neighbour lists")
     lists = _with_lists(dataset, graph, uses, split, all_bytes=demand.list_bytes)
     loader = DiskLoader(
@@ -145,6 +145,7 @@ def _demand(
         padded_batch_bytes=_padded_bytes(largest, shapes),
         num_samplers=num_samplers,
         lookahead=policy == "belady",
+        cached=policy != "none",
         steps=steps,
     )
 
@@ -159,8 +160,6 @@ def _expected_reads(
     uses: Integer[np.ndarray, " nodes"],
     samples: Sequence[PackedBatch],
     splits: Sequence[MemorySplit],
-    *,
-    cached: bool,
 ) -> list[float]:
     """Reads of a batch: lists that are not in memory, hop by hop, and rows that a cache of the most used ones would not hold."""
     rows = np.concatenate([batch.node_ids for batch in samples]).astype(np.int64)
@@ -169,7 +168,7 @@ def _expected_reads(
     lists = lists[graph.indptr[lists + 1] > graph.indptr[lists]]
     sizes = [split.lists for split in splits]
     pinned = would_choose(graph.indptr, uses, lists, edge_bytes=graph.edge_bytes, memory_bytes=sizes)
-    cold = _cold_rows(uses, uses[rows], [split.capacity if cached else 0 for split in splits])
+    cold = _cold_rows(uses, uses[rows], [split.capacity for split in splits])
     all_lists = graph.num_edges * graph.edge_bytes
     list_reads = [
         0 if split.lists >= all_lists else int((~chosen).sum()) for split, chosen in zip(splits, pinned, strict=True)

@@ -227,12 +227,7 @@ class _Loop:
             self._in_flight = None
 
     def _write_line(self, epoch: int) -> None:
-        self._settle()
-        progress, metrics, now = self._progress, jax.device_get(self._state.metrics), time.monotonic()
-        if not np.isfinite(metrics.loss_sum):
-            raise ValueError(
-                f"the loss is {metrics.loss_sum} by step {progress.step}: lower the learning rate, or look for features that are not finite"
-            )
+        progress, metrics, now = self._progress, self._finite_metrics(), time.monotonic()
         rate = progress.rows / max(now - self._logged, 1e-9)
         hit_rate = 1 - progress.misses / max(progress.rows, 1)
         self._log.write(
@@ -250,6 +245,17 @@ class _Loop:
         self._update = self._update._replace(loss=metrics.loss, rows_per_second=rate, hit_rate=hit_rate)
         self._state = self._state._replace(metrics=self._devices.replicated(Tally.zero()))
         progress.rows, progress.misses, self._logged = 0, 0, now
+
+    def _finite_metrics(self) -> Tally:
+        """Of the steps since the last line; ValueError where the loss has gone, so that no checkpoint of it replaces a sound one."""
+        self._settle()
+        metrics = jax.device_get(self._state.metrics)
+        if not np.isfinite(metrics.loss_sum):
+            raise ValueError(
+                f"the loss is {metrics.loss_sum} by step {self._progress.step}: lower the learning rate, or look for "
+                "features that are not finite"
+            )
+        return metrics
 
     def _write_evaluation(self, epoch: int, evaluate: Callable[[Params], float]) -> None:
         progress, start = self._progress, time.monotonic()
@@ -270,7 +276,7 @@ class _Loop:
     def _save(self) -> None:
         if self._checkpoints is None:
             return
-        self._settle()
+        self._finite_metrics()
         if not self._devices.is_first:
             return
         progress = dataclasses.asdict(self._progress)

@@ -58,6 +58,11 @@ def test_one_byte_less_than_the_least_is_refused_with_the_least() -> None:
         candidate_splits(minimum - 1, DEMAND)
 
 
+def test_without_a_cache_no_memory_is_kept_for_one() -> None:
+    for split in candidate_splits(600 << 20, dataclasses.replace(DEMAND, cached=False)):
+        assert split.capacity == split.cache == 0
+
+
 def test_with_memory_for_everything_everything_is_in_it() -> None:
     split = candidate_splits(8 << 30, DEMAND)[-1]
     assert split.lists == DEMAND.list_bytes

@@ -1,12 +1,14 @@
 """Training: what a step computes, what is learned, and when it stops."""
 
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ginex_jax.checkpoint.run_folder import latest_record
 from ginex_jax.models.config import ModelConfig
 from ginex_jax.models.construction import build_model
 from ginex_jax.models.initialization import initial_parameters
@@ -17,7 +19,17 @@ from ginex_jax.train.loop import Update, fit
 from ginex_jax.train.metrics import mean_loss, tally
 from ginex_jax.train.step import compiled_step, initial_state, random_keys
 from tests.ginex_jax import small_runs
-from tests.ginex_jax.small_runs import MODEL, NUM_CLASSES, TEST, VALID, WIDTH, planted_loader, planted_nodes, training
+from tests.ginex_jax.small_runs import (
+    MODEL,
+    NUM_CLASSES,
+    TEST,
+    VALID,
+    WIDTH,
+    planted_loader,
+    planted_nodes,
+    planted_run,
+    training,
+)
 
 
 class Records(list):
@@ -231,6 +243,18 @@ def test_lines_and_reports() -> None:
 def test_a_loss_that_is_not_finite_stops_it() -> None:
     with pytest.raises(ValueError, match="the loss is .* by step"):
         fit(build_model(MODEL), planted_loader(), planted_nodes(), training(learning_rate=1e30), num_features=WIDTH)
+
+
+def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    config, loader = training(learning_rate=1e30, checkpoint_every=1, log_every=1000), planted_loader()
+    run = planted_run(tmp_path / "run", loader, config)
+    arguments = build_model(MODEL), loader, planted_nodes(), config
+    with pytest.raises(ValueError, match="the loss is .* by step"):
+        fit(*arguments, num_features=WIDTH, checkpoints=run)
+    record = latest_record(run.path)
+    assert record is not None
+    saved = run.path / "checkpoints" / f"{record.step:09d}"
+    assert saved.is_dir() and record.step <= 3  # those before it went wrong
 
 
 @pytest.mark.parametrize(
