@@ -22,6 +22,7 @@ from ginex_jax.train.metrics import Tally
 from ginex_jax.train.run_log import RunLog, SeveralLogs
 from ginex_jax.train.step import Params, TrainState, initial_state, random_keys
 
+_STEPS_BEFORE_ETA = 2
 _SECONDS_BETWEEN = 10.0  # checkpoints at ends of epochs: epochs may take milliseconds
 
 
@@ -293,7 +294,10 @@ class _Loop:
 
     def _updated(self) -> Update:
         step = self._progress.step
-        seconds = (time.monotonic() - self._started) / (step - self._first_step)
+        if step <= self._first_step + _STEPS_BEFORE_ETA:  # most of their time is compiling, and filling the pipeline
+            self._started = time.monotonic()
+            return self._update._replace(step=step, seconds_left=None)
+        seconds = (time.monotonic() - self._started) / (step - self._first_step - _STEPS_BEFORE_ETA)
         return self._update._replace(step=step, seconds_left=seconds * (self._num_steps - step))
 
     def _restored(self, state: TrainState) -> tuple[TrainState, RunProgress]:
