@@ -19,8 +19,9 @@ def test_ctrl_c_during_imports(tmp_path, command):
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import bandwise_commands; bandwise_commands.{command}()"
     )
+    # Without `site`, so that an editable install does not find the real package first.
     with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-S", "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         os.read(process.stdout.fileno(), 1)
