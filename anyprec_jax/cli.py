@@ -96,9 +96,8 @@ def _reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
             _messages.print("interrupted", markup=False)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            if (
-                _interrupts
-            ):  # compiled code, and modules while they are imported, turn an interrupt into errors of their own
+            # Compiled code, and modules while they are imported, turn an interrupt into errors of their own.
+            if _interrupts:
                 _messages.print("interrupted", markup=False)
                 raise typer.Exit(INTERRUPTED) from None
             if isinstance(error, BrokenPipeError):

@@ -16,7 +16,9 @@ from rich.table import Table
 from ginex_jax.cli.byte_sizes import parse_bytes
 from ginex_jax.cli.errors import messages, reporting_errors
 from ginex_jax.cli.interrupts import Report
+from ginex_jax.cli.neighbor_lists import count_uses, graph_within
 from ginex_jax.cli.progress import progress_reports
+from ginex_jax.cli.run_options import parse_fanouts
 from ginex_jax.sampling.config import SamplerConfig
 from ginex_jax.store.dataset import Dataset
 
@@ -49,8 +51,6 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Measure the disk, sampling, planning, and all of them together with a training step that costs nothing."""
-    from ginex_jax.cli.plan import parse_fanouts
-
     config = SamplerConfig(fanouts=parse_fanouts(fanouts), batch_size=batch_size, seed=seed)
     if batches < 2:
         raise ValueError(f"--batches should be at least 2, got {batches}")
@@ -98,8 +98,9 @@ def _report(path: Path, config: SamplerConfig, question: _Question, progress: Re
     progress("measuring the disk", 0, 1)
     rate, note = measure_disk_rate(open_sharded(dataset.path / "features"), row_bytes=row_bytes)
     progress("measuring the disk", 1, 1)
-    uses = _uses(dataset, question, progress)
-    sampler = NodeSampler(_graph(dataset, question, uses), nodes, config)
+    wanted = "static" in question.policies
+    uses = count_uses(dataset, memory_bytes=question.memory_bytes, wanted=wanted, progress=progress)
+    sampler = NodeSampler(graph_within(dataset, question.memory_bytes, uses), nodes, config)
     trace, sampling = _trace(sampler, question, progress)
     capacity = min(question.cache_bytes // row_bytes, dataset.num_nodes)
     results = [
@@ -123,28 +124,6 @@ def _report(path: Path, config: SamplerConfig, question: _Question, progress: Re
         "sampling": sampling,
         "results": results,
     }
-
-
-def _uses(dataset: Dataset, question: _Question, progress: Report) -> np.ndarray | None:
-    """How often every node is a neighbour, where that is needed."""
-    if "static" not in question.policies and _fits(dataset, question.memory_bytes):
-        return None
-    progress("counting uses", 0, 1)
-    uses = dataset.graph.count_uses()
-    progress("counting uses", 1, 1)
-    return uses
-
-
-def _fits(dataset: Dataset, memory_bytes: int) -> bool:
-    lists = (dataset.manifest.arrays[name] for name in ("indices", "weights") if name in dataset.manifest.arrays)
-    return sum(entry.layout.nbytes for entry in lists) <= memory_bytes
-
-
-def _graph(dataset: Dataset, question: _Question, uses: np.ndarray | None) -> Any:
-    if _fits(dataset, question.memory_bytes):
-        return dataset.load_graph()
-    dataset.graph.pin(question.memory_bytes, uses=uses)
-    return dataset.graph
 
 
 def _trace(sampler: Any, question: _Question, progress: Report) -> tuple[list[np.ndarray], dict[str, float]]:

@@ -16,6 +16,7 @@ from rich.table import Table
 from ginex_jax.cli.byte_sizes import parse_bytes
 from ginex_jax.cli.errors import messages, reporting_errors
 from ginex_jax.cli.interrupts import Report
+from ginex_jax.cli.neighbor_lists import count_uses, graph_within
 from ginex_jax.cli.progress import progress_reports
 from ginex_jax.cli.run_options import parse_fanouts
 from ginex_jax.graph import Graph
@@ -114,8 +115,9 @@ def _report(path: Path, config: SamplerConfig, question: _Question, progress: Re
             raise ValueError(f"a cache of {size:,} bytes holds no row: a row of {path} takes {row_bytes:,}")
     num_batches = -(-len(nodes) // config.batch_size)
     num_sampled = min(num_batches, question.batches or num_batches)
-    uses = _count_uses(dataset, question, progress)
-    graph = _graph(dataset, question.memory_bytes, uses)
+    wanted = "static" in question.policies
+    uses = count_uses(dataset, memory_bytes=question.memory_bytes, wanted=wanted, progress=progress)
+    graph = graph_within(dataset, question.memory_bytes, uses)
     trace = _trace(graph, nodes, config, question.epoch, num_sampled, progress)
     accesses = sum(len(ids) for ids in trace)
     rate, measured_on = _disk_rate(dataset, question.disk_rate, row_bytes)
@@ -146,28 +148,6 @@ def _report(path: Path, config: SamplerConfig, question: _Question, progress: Re
         "rate_measured_on": measured_on,
         "results": results,
     }
-
-
-def _count_uses(dataset: Dataset, question: _Question, progress: Report) -> np.ndarray | None:
-    """How often every node is a neighbour, where that is needed."""
-    if "static" not in question.policies and _fits(dataset, question.memory_bytes):
-        return None
-    progress("counting uses", 0, 1)
-    uses = dataset.graph.count_uses()
-    progress("counting uses", 1, 1)
-    return uses
-
-
-def _fits(dataset: Dataset, memory_bytes: int) -> bool:
-    lists = (dataset.manifest.arrays[name] for name in ("indices", "weights") if name in dataset.manifest.arrays)
-    return sum(entry.layout.nbytes for entry in lists) <= memory_bytes
-
-
-def _graph(dataset: Dataset, memory_bytes: int, uses: np.ndarray | None) -> Graph:
-    if _fits(dataset, memory_bytes):
-        return dataset.load_graph()
-    dataset.graph.pin(memory_bytes, uses=uses)
-    return dataset.graph
 
 
 def _trace(

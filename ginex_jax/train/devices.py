@@ -54,9 +54,8 @@ class OneDevice:
 
     def inputs(self, loaded: Any, nodes: NodeArrays, shapes: Sequence[BatchShape]) -> StepInputs:
         inputs = step_inputs(loaded, nodes)
-        if (
-            jax.default_backend() == "cpu"
-        ):  # which would read the loader's memory where it lies, whatever `may_alias` says
+        # The CPU would read the loader's memory where it lies, whatever `may_alias` says.
+        if jax.default_backend() == "cpu":
             inputs = inputs._replace(features=np.array(inputs.features))
         return jax.block_until_ready(jax.device_put(inputs))
 

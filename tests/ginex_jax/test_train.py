@@ -1,5 +1,6 @@
 """Training: what a step computes, what is learned, and when it stops."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from ginex_jax.checkpoint.run_folder import latest_record
 from ginex_jax.models.config import ModelConfig
 from ginex_jax.models.construction import build_model
 from ginex_jax.models.initialization import initial_parameters
+from ginex_jax.store.direct_reads import aligned_bytes
 from ginex_jax.train.config import TrainConfig
+from ginex_jax.train.devices import OneDevice
 from ginex_jax.train.evaluation import batch_evaluator
 from ginex_jax.train.inputs import NodeArrays, check_labels, step_inputs
 from ginex_jax.train.loop import Update, fit
@@ -238,6 +241,34 @@ def test_lines_and_reports() -> None:
     last = updates[-1]
     assert isinstance(last, Update) and last.num_steps == 21 and last.seconds_left == 0 and last.hit_rate == 0
     assert last.loss == log.losses()[-1]
+
+
+def test_every_step_has_a_dropout_of_its_own() -> None:
+    """The same batch and parameters: equal losses for equal steps, others for others, and none of this without dropout."""
+    loaded = planted_loader().load(0)
+    inputs, config = step_inputs(loaded, planted_nodes()), training()
+    first_key, dropout_key = random_keys(config.seed)
+
+    def losses(model_config: ModelConfig) -> list[float]:
+        model = build_model(model_config)
+        step = compiled_step(model, config)
+        # A state of its own for each: a step consumes it.
+        states = [initial_state(initial_parameters(model, WIDTH, first_key), config) for _ in range(4)]
+        numbered = zip(states, (0, 1, 2, 0), strict=True)
+        return [float(step(state, inputs, number, dropout_key)[1]) for state, number in numbered]
+
+    first, second, third, again = losses(MODEL)
+    assert first == again and len({first, second, third}) == 3
+    assert len(set(losses(dataclasses.replace(MODEL, dropout=0.0)))) == 1
+
+
+def test_what_is_on_the_device_outlives_the_loader_s_memory() -> None:
+    loaded = planted_loader().load(0)
+    memory = aligned_bytes(loaded.features.nbytes).view(np.float32).reshape(loaded.features.shape)
+    memory[:] = loaded.features
+    inputs = OneDevice().inputs(dataclasses.replace(loaded, features=memory), planted_nodes(), ())
+    memory[:] = np.nan  # the next batch is read into it
+    np.testing.assert_array_equal(inputs.features, loaded.features)
 
 
 def test_a_loss_that_is_not_finite_stops_it() -> None:
