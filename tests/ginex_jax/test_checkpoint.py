@@ -25,7 +25,6 @@ from ginex_jax.train.loop import fit
 from ginex_jax.train.run_log import JsonLines
 from ginex_jax.train.step import TrainState, initial_state
 from tests.ginex_jax.small_runs import MODEL, QUICK, WIDTH, planted_loader, planted_nodes, planted_run, training
-from tests.ginex_jax.training_process import train
 
 ROOT = Path(__file__).parents[2]
 IDENTITY = RunIdentity(
@@ -240,13 +239,16 @@ def last_state(path: Path) -> dict:
 
 
 def killed_runs(folder: Path, *, kills: int, seed: int) -> None:
-    """Trains once in peace, and once killed at random moments; compares."""
+    """Trains once in peace, and once killed at random moments; compares.
+
+    All in processes of their own: this one may have compiled the same functions for other tests, with other optimizations.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **QUICK}
-    command = [sys.executable, "-m", "tests.ginex_jax.training_process", folder / "killed"]
+    command = [sys.executable, "-m", "tests.ginex_jax.training_process"]
     rng, killed = random.Random(seed), 0
     while killed < kills:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [*command, folder / "killed"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         assert process.stdout is not None
         # Most moments are those between two steps: evaluations and checkpoints are there.
@@ -264,8 +266,8 @@ def killed_runs(folder: Path, *, kills: int, seed: int) -> None:
             process.stdout.close()
             process.wait()
     assert killed
-    train(folder / "whole")
-    train(folder / "killed")
+    for name in ("whole", "killed"):
+        subprocess.run([*command, folder / name], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
     assert last_state(folder / "whole") == last_state(folder / "killed")
     assert timeless(folder / "whole") == timeless(folder / "killed")
 
