@@ -132,4 +132,4 @@ $(VENV)/lint.installed: $(INSTALLED) | $(VENV)/bin/python
 clean:  ## remove everything that was made, the environment included
 	rm -rf $(VENV) .cache build demo dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find anyprec_jax -name '*.so' -delete
-	find anyprec_jax ginex_jax \( -name '*.nbi' -o -name '*.nbc' \) -delete
+	find anyprec_jax ginex_jax a3_jax \( -name '*.nbi' -o -name '*.nbc' \) -delete

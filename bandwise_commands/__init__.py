@@ -20,6 +20,11 @@ def ginex() -> None:
     _run("ginex_jax.cli")
 
 
+def a3() -> None:
+    """The `a3` command."""
+    _run("a3_jax.cli")
+
+
 def _run(module: str) -> None:
     signal.signal(signal.SIGINT, _end)
     importlib.import_module(module).run()  # which takes the signal over

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("anyprec_jax", "ginex_jax")
+PACKAGES = ("anyprec_jax", "ginex_jax", "a3_jax")
 
 # Imports point up this list, never down: a room may use those above it. A folder is one room.
 ROOMS = {
@@ -54,6 +54,16 @@ ROOMS = {
         "checkpoint",
         "inference",
         "train",
+        "cli",
+    ),
+    "a3_jax": (
+        "sorted_keys",
+        "candidates",
+        "post_scoring",
+        "metrics",
+        "attention",
+        "fixed_point",
+        "cost",
         "cli",
     ),
 }
