@@ -96,6 +96,7 @@ class RunFolder:
         for step in saved_steps(self.path / "best"):
             if step > record.step:
                 shutil.rmtree(self.path / "best" / _name(step))
+        _require_best(self.path, record)
         return Restored(record.step, unflattened(template, leaves), record.progress)
 
     def save(self, step: int, state: Any, progress: Mapping[str, Any]) -> None:
@@ -183,8 +184,19 @@ def best_record(path: Path) -> tuple[RunRecord, Path]:
     for kind in ("best", "checkpoints"):
         if steps := saved_steps(path / kind):
             folder = path / kind / _name(steps[-1])
-            return read_record(folder), folder
+            record = read_record(folder)
+            _require_best(path, record)
+            return record, folder
     raise ValueError(f"{path} has no checkpoint: `ginex train` writes them")
+
+
+def _require_best(path: Path, record: RunRecord) -> None:
+    """Raises ValueError where a checkpoint names a best evaluation and its parameters have gone: others would pass for them."""
+    step = record.progress.get("best_step")
+    if step is not None and not saved_steps(path / "best"):
+        raise ValueError(
+            f"{path / 'best'} lacks the parameters of step {step}, the best evaluation: put the folder back, or train again"
+        )
 
 
 def _params_of(folder: Path, template: Any) -> Any:

@@ -27,7 +27,7 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
         except BaseException as error:
             # Compiled code, and modules while they are imported, turn an interrupt into errors of their own.
             if isinstance(error, KeyboardInterrupt) or was_interrupted():
-                messages.print("interrupted: nothing was written", markup=False)
+                messages.print("interrupted: no result was written", markup=False)
                 raise typer.Exit(INTERRUPTED) from None
             if isinstance(error, BrokenPipeError):
                 sys.stderr.close()  # the reader of our output has gone: nobody is left to tell

@@ -21,6 +21,7 @@ from ginex_jax.store.dataset import Dataset
 from ginex_jax.train.inputs import NodeArrays, check_labels
 from ginex_jax.train.link_evaluation import LinkQuality, evaluate_embeddings, evaluation_links
 
+_BYTES_PER_EDGE = 56  # while the edges are divided: the list, a number for each, and the three parts
 _NEGATIVES = 50  # a held-out edge is ranked among as many random pairs
 
 
@@ -30,6 +31,7 @@ class LinkRun(TrainingRun):
     def __init__(self, dataset: Dataset, path: Path, options: RunOptions) -> None:
         """Raises ValueError where the dataset lacks something, or options are wrong."""
         undirected = options.task == "links"
+        _require_memory(dataset.num_edges, options.memory_bytes)
         self._dataset, self._options, self._task = dataset, options, options.task
         self._config, self._model_config = options.training(options.task), options.model_config(options.hidden)
         self._model = build_model(self._model_config)
@@ -93,3 +95,12 @@ class LinkRun(TrainingRun):
             outputs[node_ids] = rows
         self._qualities.append(evaluate_embeddings(ArrayFeatures(outputs), targets, self._task))
         return self._qualities[-1].mrr
+
+
+def _require_memory(num_edges: int, memory_bytes: int) -> None:
+    needed = _BYTES_PER_EDGE * num_edges
+    if needed > memory_bytes:
+        raise ValueError(
+            f"the {num_edges:,} edges need {needed:,} bytes while they are divided into training, validation and test, "
+            f"and --memory gives {memory_bytes:,}: give more"
+        )

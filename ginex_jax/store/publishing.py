@@ -56,7 +56,7 @@ def require_room(folder: Path, num_bytes: int) -> None:
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
-        raise OSError(f"{folder} needs about {num_bytes / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free: make room")
+        raise OSError(f"{folder} needs about {num_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free: make room")
 
 
 @contextlib.contextmanager

@@ -280,11 +280,13 @@ class _Loop:
         self._finite_metrics()
         if not self._devices.is_first:
             return
-        progress = dataclasses.asdict(self._progress)
+        state, progress = jax.device_get(self._state), dataclasses.asdict(self._progress)
+        if not all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(state.params)):
+            raise ValueError(f"parameters are not finite after step {self._progress.step}: lower the learning rate")
         if self._best is not None and self._progress.best_step is not None:
             self._checkpoints.save_best(self._progress.best_step, self._best, progress)
             self._best = None
-        self._checkpoints.save(self._progress.step, jax.device_get(self._state), progress)
+        self._checkpoints.save(self._progress.step, state, progress)
         self._saved = time.monotonic()
 
     def _best_params(self) -> Params:

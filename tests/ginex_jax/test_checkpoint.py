@@ -90,6 +90,14 @@ def test_without_an_evaluation_the_last_parameters_are_the_model(run_path: Path)
         load_run(run_path)
 
 
+def test_the_last_parameters_do_not_pass_for_the_best(run_path: Path) -> None:
+    edited(run_path / "checkpoints" / "000000006" / "run.json", {"progress": {"best_step": 3}})
+    shutil.rmtree(run_path / "best")
+    for load in (lambda: load_run(run_path), lambda: RunFolder(run_path, IDENTITY).restore(state(0))):
+        with pytest.raises(ValueError, match="best lacks the parameters of step 3, the best evaluation"):
+            load()
+
+
 def test_what_a_killed_process_left_is_cleared(run_path: Path) -> None:
     run = RunFolder(run_path, IDENTITY)
     half = run_path / "checkpoints" / ".000000008.partial"

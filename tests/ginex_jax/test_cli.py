@@ -175,7 +175,7 @@ def test_ctrl_c(tmp_path):
         process.send_signal(signal.SIGINT)
         _, messages = process.communicate()
     assert process.returncode == 130
-    assert messages == "interrupted: nothing was written\n"
+    assert messages == "interrupted: no result was written\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -190,7 +190,7 @@ def test_an_interrupt_that_became_an_error(monkeypatch, capsys):
     with pytest.raises(typer.Exit) as stopped:
         command()
     assert stopped.value.exit_code == 130
-    assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    assert capsys.readouterr().err == "interrupted: no result was written\n"
 
 
 def test_an_interrupt_that_got_lost_stops_at_the_next_report(monkeypatch):

@@ -65,6 +65,15 @@ def test_train_then_infer(dataset: Path, run: Path, tmp_path: Path, capsys: pyte
     assert [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] == records
 
 
+def test_links_that_do_not_fit_the_memory(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert ginex("train", dataset, "--out", tmp_path / "run", "--task", "links", "--memory", "100KB") == 2
+    assert (
+        "while they are divided into training, validation and test, and --memory gives 100,000"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensorboard_reads_what_was_logged(run: Path) -> None:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
