@@ -17,7 +17,7 @@ from jaxtyping import Int32, Int64, UInt64
 from numba import types
 from numba.extending import intrinsic
 
-from ginex_jax.compilation import compiled_bare, inlined_bare
+from ginex_jax.compilation import PREFETCHED, compiled_bare, inlined_bare, prefetch
 
 GRADES = 256  # of rows without a known next use
 NOTHING = -1
@@ -270,7 +270,18 @@ def _fill_slot(queue, bucket, node):
 
 
 @inlined_bare
+def _prefetch_below(queue, top):
+    """Of entries of the same chunk, evicted soon: the node, and of nearer ones, whose node has come, its entry in `slot_of`."""
+    place = top % _CHUNK
+    if place > 16:
+        prefetch(queue.ids, np.intp(queue.pool[top - 16]))
+    if place > 8:
+        prefetch(queue.slot_of, np.intp(queue.ids[queue.pool[top - 8]]))
+
+
+@inlined_bare
 def _evict_from(queue, bucket):
+    _prefetch_below(queue, queue.heads[0, bucket])
     slot = _pop(queue, bucket)
     if len(queue.bucket_of):
         if queue.bucket_of[slot] != bucket:
@@ -288,6 +299,8 @@ def _evict_from(queue, bucket):
 def fill(queue, ids, next_uses, priorities):
     """The first contents of an empty cache; arguments as those of `take_step`."""
     for i in range(len(ids)):
+        if i + PREFETCHED < len(ids):
+            prefetch(queue.slot_of, np.intp(ids[i + PREFETCHED]))
         bucket = next_uses[i]
         if bucket == NOTHING:
             bucket = unused_bucket(queue, priorities[ids[i]] if len(priorities) else 0)
@@ -310,6 +323,8 @@ def take_step(queue, current, ids, next_uses, priorities, keep_unused, links, hi
     """
     misses, fresh = 0, 0
     for i in range(len(ids)):  # a loop of its own: reads that wait for memory wait together
+        if i + PREFETCHED < len(ids):
+            prefetch(queue.slot_of, np.intp(ids[i + PREFETCHED]))
         hits[i] = queue.slot_of[ids[i]]
     _empty(queue, current)
     for i in range(len(ids)):
@@ -342,6 +357,8 @@ def take_step(queue, current, ids, next_uses, priorities, keep_unused, links, hi
         _unmark_if_empty(queue, bucket)
     if fresh:
         for i in range(len(ids)):
+            if i + PREFETCHED < len(ids) and next_uses[i + PREFETCHED] != NOTHING:
+                prefetch(queue.slot_of, np.intp(ids[i + PREFETCHED]))
             bucket = next_uses[i]
             if bucket != NOTHING:
                 queue.heads[1, bucket] = NOTHING

@@ -8,7 +8,7 @@ from jaxtyping import Int32, Int64, Integer
 
 from ginex_jax.belady.next_use_queue import NOTHING, NextUseQueue, fill, new_queue, take_step
 from ginex_jax.belady.steps import CachePlan, CacheStep
-from ginex_jax.compilation import compiled_bare
+from ginex_jax.compilation import PREFETCHED, compiled_bare, prefetch
 from ginex_jax.features import require_within
 
 MAX_NODES = 2**31 - 1  # a node id takes 4 bytes in every table
@@ -165,6 +165,8 @@ def _go_back(
 def _find_next_uses(ids, batch, next_use, found):
     """Goes one batch back: `next_use` has the next batch of every node, or -1. Returns the place of an id that is there twice, or -1."""
     for i in range(len(ids)):
+        if i + PREFETCHED < len(ids):
+            prefetch(next_use, np.intp(ids[i + PREFETCHED]))
         found[i] = next_use[ids[i]]
         next_use[ids[i]] = batch
     for i in range(len(ids)):
@@ -179,6 +181,8 @@ def _collect_first(ids, batch, first_uses, found, known):
     for i in range(len(ids)):
         if known == len(found):
             break
+        if i + PREFETCHED < len(ids):
+            prefetch(first_uses, np.intp(ids[i + PREFETCHED]))
         if first_uses[ids[i]] == batch:
             found[known] = ids[i]
             known += 1
