@@ -64,12 +64,25 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the source tree, with `-dirty` where it was changed since."""
-    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    """Of the source tree, with `-dirty` where it was changed since: records of other benchmarks aside."""
+    git = ["git", "-C", str(RESULTS.parent.parent)]
+    changes = [
+        *git,
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        f":!{RESULTS.relative_to(RESULTS.parent.parent)}",
+    ]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit, changed = (
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            for command in ([*git, "rev-parse", "HEAD"], changes)
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return commit + ("-dirty" if changed else "")
 
 
 def _processor() -> str:
