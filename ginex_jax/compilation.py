@@ -49,7 +49,8 @@ def _prefetched(typing_context: Any, array: Any, index: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         vector = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.gep(vector.data, [arguments[1]])
+        entry = builder.gep(vector.data, [arguments[1]])
+        address = builder.bitcast(entry, ir.IntType(8).as_pointer())
         flag = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
         # To be written, to stay in the caches, data.

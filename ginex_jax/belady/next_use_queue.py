@@ -1,7 +1,7 @@
 """Cached rows, and rows just read, by the batch of their next use; the furthest leaves first. Importing this module imports numba.
 
-Every next use has a bucket: a stack of slots, and one of the places in the current batch whose rows are in no slot yet ("fresh"). Buckets
-lie in three blocks. Two hold batches, `span` each: batch b has bucket b mod (2 * span), so that of the batches known at any
+Every next use has a bucket: a stack of slots, and a count of the places in the current batch whose rows are in no slot yet ("fresh").
+Buckets lie in three blocks. Two hold batches, `span` each: batch b has bucket b mod (2 * span), so that of the batches known at any
 time, at most `span`, those of the block that does not hold the current batch come later. The third holds rows without a known next
 use, by grade. A bitmap with a summary of 64 bits to one above it, and so on, finds the last bucket of a block that is not empty.
 
@@ -36,7 +36,8 @@ class NextUseQueue(NamedTuple):
       bucket_of: the bucket of every slot, or -1. Empty unless slots are movable: then an entry of a slot that has another bucket
         is stale.
       pool: chunks.
-      heads: of every bucket the place of its top entry in the pool, and the first fresh place.
+      heads: of every bucket the place of its top entry in the pool, or -1.
+      fresh: of every bucket the number of fresh places; 0 between batches.
       bits: whether a bucket has any of them, for each block.
       levels: where the levels of the bitmap start, the finest first.
       free_slots: a stack of those that were used before.
@@ -48,7 +49,8 @@ class NextUseQueue(NamedTuple):
     ids: Int32[np.ndarray, " slots"]
     bucket_of: Int32[np.ndarray, " movable_slots"]
     pool: Int32[np.ndarray, " entries"]
-    heads: Int32[np.ndarray, "2 buckets"]
+    heads: Int32[np.ndarray, " buckets"]
+    fresh: Int32[np.ndarray, " buckets"]
     bits: UInt64[np.ndarray, "3 words"]
     levels: Int64[np.ndarray, " levels"]
     free_slots: Int32[np.ndarray, " slots"]
@@ -80,7 +82,8 @@ def new_queue(slot_of: Int32[np.ndarray, " nodes"], capacity: int, span: int, *,
         ids=np.full(capacity, NOTHING, np.int32),
         bucket_of=np.full(capacity if movable else 0, NOTHING, np.int32),
         pool=np.empty(num_chunks * _CHUNK, np.int32),
-        heads=np.full((2, 2 * span + GRADES), NOTHING, np.int32),
+        heads=np.full(2 * span + GRADES, NOTHING, np.int32),
+        fresh=np.zeros(2 * span + GRADES, np.int32),
         bits=np.zeros((3, starts[-1]), np.uint64),
         levels=np.array(starts[:-1], np.int64),
         free_slots=np.empty(capacity, np.int32),
@@ -114,13 +117,13 @@ def grade(priority):
 @inlined_bare
 def unused_bucket(queue, priority):
     """That of rows without a known next use: those of low grades come last and leave first."""
-    return queue.heads.shape[1] - 1 - grade(priority)
+    return len(queue.heads) - 1 - grade(priority)
 
 
 @inlined_bare
 def _place(queue, bucket):
     """Block, and number within it."""
-    span = (queue.heads.shape[1] - GRADES) // 2
+    span = (len(queue.heads) - GRADES) // 2
     block = 0 if bucket < span else 1 if bucket < 2 * span else 2
     return block, bucket - block * span
 
@@ -139,7 +142,7 @@ def _mark(queue, bucket):
 
 @inlined_bare
 def _unmark_if_empty(queue, bucket):
-    if queue.heads[0, bucket] != NOTHING or queue.heads[1, bucket] != NOTHING:
+    if queue.heads[bucket] != NOTHING or queue.fresh[bucket]:
         return
     block, number = _place(queue, bucket)
     for level in range(len(queue.levels)):
@@ -164,7 +167,7 @@ def _last_of(queue, block):
 @inlined_bare
 def _furthest(queue, current):
     """The bucket used last, for the bucket of the current batch; there should be one that is not empty."""
-    span = (queue.heads.shape[1] - GRADES) // 2
+    span = (len(queue.heads) - GRADES) // 2
     now = 0 if current < span else 1
     number = _last_of(queue, 2)
     if number != NOTHING:
@@ -177,7 +180,7 @@ def _furthest(queue, current):
 
 @inlined_bare
 def _push(queue, bucket, slot):
-    top = queue.heads[0, bucket]
+    top = queue.heads[bucket]
     if top == NOTHING or top % _CHUNK == _CHUNK - 1:
         queue.counters[_FREE_CHUNKS] -= 1
         chunk = queue.free_chunks[queue.counters[_FREE_CHUNKS]]
@@ -186,33 +189,33 @@ def _push(queue, bucket, slot):
             _mark(queue, bucket)
         top = chunk * _CHUNK
     queue.pool[top + 1] = slot
-    queue.heads[0, bucket] = top + 1
+    queue.heads[bucket] = top + 1
 
 
 @inlined_bare
 def _pop(queue, bucket):
-    top = queue.heads[0, bucket]
+    top = queue.heads[bucket]
     slot = queue.pool[top]
     if top % _CHUNK == 1:
         queue.free_chunks[queue.counters[_FREE_CHUNKS]] = top // _CHUNK
         queue.counters[_FREE_CHUNKS] += 1
         top = queue.pool[top - 1]
-        queue.heads[0, bucket] = top
+        queue.heads[bucket] = top
         if top == NOTHING:
             _unmark_if_empty(queue, bucket)
     else:
-        queue.heads[0, bucket] = top - 1
+        queue.heads[bucket] = top - 1
     return slot
 
 
 @inlined_bare
 def _empty(queue, bucket):
-    top = queue.heads[0, bucket]
+    top = queue.heads[bucket]
     while top != NOTHING:
         queue.free_chunks[queue.counters[_FREE_CHUNKS]] = top // _CHUNK
         queue.counters[_FREE_CHUNKS] += 1
         top = queue.pool[top // _CHUNK * _CHUNK]
-    queue.heads[0, bucket] = NOTHING
+    queue.heads[bucket] = NOTHING
     _unmark_if_empty(queue, bucket)
 
 
@@ -281,7 +284,7 @@ def _prefetch_below(queue, top):
 
 @inlined_bare
 def _evict_from(queue, bucket):
-    _prefetch_below(queue, queue.heads[0, bucket])
+    _prefetch_below(queue, queue.heads[bucket])
     slot = _pop(queue, bucket)
     if len(queue.bucket_of):
         if queue.bucket_of[slot] != bucket:
@@ -308,17 +311,16 @@ def fill(queue, ids, next_uses, priorities):
 
 
 @compiled_bare
-def take_step(queue, current, ids, next_uses, priorities, keep_unused, links, hits):
+def take_step(queue, current, ids, next_uses, priorities, keep_unused, hits):
     """One batch: finds the hits, and keeps those of the cached and the fresh rows that are used soonest. Returns the number of misses.
 
     All rows used now leave their bucket, which is `current`, for that of their next use; then, while there are more rows than slots, the
-    furthest goes. Of equals the fresh go first, which saves writes.
+    furthest goes. Of equals the fresh go first, which saves writes; of those the last in the batch.
 
     Args:
       next_uses: the bucket of every id's next use, or -1; receives the slots to write.
       priorities: of every node, for rows without a next use; all alike if it is empty.
       keep_unused: whether fresh rows without a next use may be kept.
-      links: scratch, as long as the batch or longer.
       hits: receives the slots of hits.
     """
     misses, fresh = 0, 0
@@ -328,6 +330,8 @@ def take_step(queue, current, ids, next_uses, priorities, keep_unused, links, hi
         hits[i] = queue.slot_of[ids[i]]
     _empty(queue, current)
     for i in range(len(ids)):
+        if len(priorities) and i + PREFETCHED < len(ids):
+            prefetch(priorities, np.intp(ids[i + PREFETCHED]))
         bucket = next_uses[i]
         unused = bucket == NOTHING
         if unused:
@@ -340,27 +344,43 @@ def take_step(queue, current, ids, next_uses, priorities, keep_unused, links, hi
         if unused and not keep_unused:
             continue
         next_uses[i] = bucket
-        links[i] = queue.heads[1, bucket]
-        queue.heads[1, bucket] = i
-        if links[i] == NOTHING:
+        if queue.fresh[bucket] == 0:
             _mark(queue, bucket)
+        queue.fresh[bucket] += 1
         fresh += 1
-    while queue.counters[_SIZE] + fresh > len(queue.ids):
-        bucket = _furthest(queue, current)
-        i = queue.heads[1, bucket]
-        if i == NOTHING:
-            _evict_from(queue, bucket)
-            continue
-        queue.heads[1, bucket] = links[i]
-        next_uses[i] = NOTHING
-        fresh -= 1
-        _unmark_if_empty(queue, bucket)
     if fresh:
-        for i in range(len(ids)):
-            if i + PREFETCHED < len(ids) and next_uses[i + PREFETCHED] != NOTHING:
-                prefetch(queue.slot_of, np.intp(ids[i + PREFETCHED]))
-            bucket = next_uses[i]
-            if bucket != NOTHING:
-                queue.heads[1, bucket] = NOTHING
-                next_uses[i] = _fill_slot(queue, bucket, ids[i])
+        fresh -= _make_room(queue, current, fresh)
+        _keep_fresh(queue, ids, next_uses)
     return misses
+
+
+@inlined_bare
+def _make_room(queue, current, fresh):
+    """Evicts, and takes fresh places off their buckets, until slots suffice for the places that are left. Returns how many were taken."""
+    taken, excess = 0, queue.counters[_SIZE] + fresh - len(queue.ids)
+    while excess > 0:
+        bucket = _furthest(queue, current)
+        if queue.fresh[bucket]:
+            count = min(np.int64(queue.fresh[bucket]), excess)
+            queue.fresh[bucket] -= count
+            taken += count
+            _unmark_if_empty(queue, bucket)
+        while queue.heads[bucket] != NOTHING and queue.counters[_SIZE] + fresh - taken > len(queue.ids):
+            _evict_from(queue, bucket)
+        excess = queue.counters[_SIZE] + fresh - taken - len(queue.ids)
+    return taken
+
+
+@inlined_bare
+def _keep_fresh(queue, ids, next_uses):
+    """Gives slots to the fresh places that their buckets count, the first ones in the batch."""
+    for i in range(len(ids)):
+        if i + PREFETCHED < len(ids) and next_uses[i + PREFETCHED] != NOTHING:
+            prefetch(queue.slot_of, np.intp(ids[i + PREFETCHED]))
+        bucket = next_uses[i]
+        if bucket == NOTHING:
+            continue
+        next_uses[i] = NOTHING
+        if queue.fresh[bucket]:
+            queue.fresh[bucket] -= 1
+            next_uses[i] = _fill_slot(queue, bucket, ids[i])

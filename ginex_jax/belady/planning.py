@@ -87,11 +87,10 @@ def planned_steps(
     priorities: Integer[np.ndarray, " _"],
 ) -> Iterator[tuple[CacheStep, int]]:
     """Each batch's step and its misses. Uses up the cache and the next uses, whose memory receives the slots to write."""
-    links = np.empty(max((len(ids) for ids in trace), default=0), np.int32)
     for batch, ids in enumerate(trace):
         hits = np.empty(len(ids), np.int32)
         keep_unused = len(priorities) > 0
-        misses = take_step(cache, batch, ids, next_uses[batch], priorities, keep_unused, links, hits)
+        misses = take_step(cache, batch, ids, next_uses[batch], priorities, keep_unused, hits)
         yield CacheStep(hits, next_uses[batch]), misses
 
 

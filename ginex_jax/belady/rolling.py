@@ -20,7 +20,7 @@ from ginex_jax.belady.next_use_queue import (
 )
 from ginex_jax.belady.planning import MAX_BATCHES, checked_sizes
 from ginex_jax.belady.steps import CacheStep
-from ginex_jax.compilation import compiled_bare
+from ginex_jax.compilation import PREFETCHED, compiled_bare, prefetch
 from ginex_jax.features import require_within
 
 _LEAST_RING = 1 << 12
@@ -61,7 +61,6 @@ class RollingPlanner:
         self._cache = new_queue(slot_of, min(self.capacity, num_nodes), self._window, movable=True)
         self._uses = np.zeros(num_nodes, np.uint16)
         self._ring = np.empty(_LEAST_RING, np.int32)
-        self._links = np.empty(0, np.int32)
         self._seen: deque[_Seen] = deque()
         self._next_batch = 0  # the number of the next batch to be looked at
 
@@ -71,7 +70,7 @@ class RollingPlanner:
 
     @property
     def nbytes(self) -> int:
-        arrays = self._cache, self._last_place, self._uses, self._ring, self._links
+        arrays = self._cache, self._last_place, self._uses, self._ring
         return sum(array.nbytes for array in arrays)
 
     def steps(self, trace: Iterable[Integer[np.ndarray, " _"]]) -> Iterator[CacheStep]:
@@ -104,12 +103,10 @@ class RollingPlanner:
     def _step(self) -> CacheStep:
         bucket = self._bucket(self._next_batch - len(self._seen))
         ids, start = self._seen.popleft()
-        if len(self._links) < len(ids):
-            self._links = np.empty(len(ids), np.int32)
         writes = self._ring[start : start + len(ids)].copy()
         _leave_view(ids, writes, self._last_place)
         hits = np.empty(len(ids), np.int32)
-        take_step(self._cache, bucket, ids, writes, self._uses, True, self._links, hits)
+        take_step(self._cache, bucket, ids, writes, self._uses, True, hits)
         return CacheStep(hits, writes)
 
     def _room_for(self, count: int) -> int:
@@ -162,6 +159,10 @@ def _look_at(cache, bucket, ids, start, ring, last_place, uses):
     duplicate = NOTHING
     make_room_to_move(cache, len(ids))
     for i in range(len(ids)):
+        if i + PREFETCHED < len(ids):
+            prefetch(last_place, np.intp(ids[i + PREFETCHED]))
+            prefetch(cache.slot_of, np.intp(ids[i + PREFETCHED]))
+            prefetch(uses, np.intp(ids[i + PREFETCHED]))
         node = ids[i]
         place = last_place[node]
         if place == NOTHING:
