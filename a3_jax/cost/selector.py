@@ -107,7 +107,7 @@ def simulate_selector(
     mask: Bool[np.ndarray, "queries n"] | None = None,
     *,
     num_iterations: int,
-    options: SelectorOptions = SelectorOptions(),  # noqa: B008 (frozen)
+    options: SelectorOptions = SelectorOptions(),
 ) -> SelectorTrace:
     """Pops, greedy scores and cycles of the candidate selector.
 
@@ -140,7 +140,10 @@ def simulate_selector(
     _require(queries, key, num_iterations)
     num_queries, (n, d) = len(queries), key.shape
     # Copies, writable and contiguous: numba compiles again for other layouts.
-    queries, valid = np.array(queries, order="C"), np.ones((num_queries, n), bool) if mask is None else np.array(mask, order="C")
+    queries, valid = (
+        np.array(queries, order="C"),
+        np.ones((num_queries, n), bool) if mask is None else np.array(mask, order="C"),
+    )
     iterations = np.minimum(valid.sum(1) * d, num_iterations).astype(np.int32)
     longest = int(iterations.max(initial=0))
     order = np.argsort(key.T, axis=1, kind="stable")
@@ -188,7 +191,9 @@ def _require(queries: np.ndarray, key: np.ndarray, num_iterations: int) -> None:
         raise ValueError("queries and key should be finite")
 
 
-def _fill_cycles(valid: Bool[np.ndarray, "queries n"], d: int, options: SelectorOptions) -> Int32[np.ndarray, " queries"]:
+def _fill_cycles(
+    valid: Bool[np.ndarray, "queries n"], d: int, options: SelectorOptions
+) -> Int32[np.ndarray, " queries"]:
     rounds = np.minimum(valid.sum(1), options.queue_depth)
     return (rounds if options.fill == "shared" else rounds * d).astype(np.int32)
 
