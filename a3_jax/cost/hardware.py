@@ -5,7 +5,8 @@ import functools
 import math
 from typing import Literal
 
-from a3_jax.cost.modules import MODULE_NAMES, Module, table_1
+from a3_jax.cost.modules import MODULE_NAMES, Module
+from a3_jax.cost.scaling import Geometry, scaled_modules
 
 Pipeline = Literal["base", "approximate"]
 
@@ -108,29 +109,48 @@ class Hardware:
         return self.integer_bits + self.fraction_bits
 
     @property
-    def word_bits(self) -> int:
-        """Bits of an input in memory."""
-        return self.magnitude_bits + self.count_sign_bit
+    def geometry(self) -> Geometry:
+        """What the figures of the modules depend on."""
+        return Geometry(
+            n=self.n,
+            d=self.d,
+            magnitude_bits=self.magnitude_bits,
+            sram_rows=self.n if self.sram_rows is None else self.sram_rows,
+            count_sign_bit=self.count_sign_bit,
+            queue_depth=self.queue_depth,
+            post_scoring_width=self.post_scoring_width,
+            clock=self.clock,
+            node=self.node,
+        )
 
     @property
-    def row_bits(self) -> int:
-        """Bits of a row's number, which lies beside every sorted value."""
-        return max(1, math.ceil(math.log2(self.n)))
+    def row_bytes(self) -> float:
+        """Of a row of the key or of the value."""
+        return self.d * self.geometry.word_bits / 8
 
     @property
-    def rows_in_sram(self) -> int:
-        return self.n if self.sram_rows is None else self.sram_rows
+    def entry_bytes(self) -> float:
+        """Of a sorted value with its row."""
+        return self.geometry.entry_bits / 8
 
     @property
-    def memory_bytes(self) -> float:
-        """Of the key memory, and as many of the value memory: 20,480 by default, 23,040 with the sign."""
-        return self.rows_in_sram * self.d * self.word_bits / 8
+    def memory_bytes(self) -> dict[str, float]:
+        """By module. By default 20,480 for keys, as many for values, 40,960 for sorted keys; each 9/8 of it with the sign."""
+        rows = self.geometry.sram_rows
+        plain = rows * self.row_bytes
+        return {"key_memory": plain, "value_memory": plain, "sorted_memory": rows * self.d * self.entry_bytes}
 
     @functools.cached_property
     def modules(self) -> dict[str, Module]:
-        """One unit's modules by name, in Table I's order: those given, and Table I for the others."""
-        modules = table_1() | {module.name: module for module in self.given_modules}
-        return {name: modules[name] for name in MODULE_NAMES}
+        """Modules by name, in Table I's order: those given, and Table I, scaled where this is not its hardware, for the others."""
+        return scaled_modules(self.geometry) | {module.name: module for module in self.given_modules}
+
+    @property
+    def copies(self) -> dict[str, int]:
+        """How often a unit has each module. A selector reads a sorted memory of its own; wider reads of the others cost nothing here."""
+        per_lane = dict.fromkeys(("dot_product", "exponent", "output", "post_scoring"), self.lanes)
+        per_selector = dict.fromkeys(("selector", "sorted_memory"), self.selectors)
+        return dict.fromkeys(MODULE_NAMES, 1) | per_lane | per_selector
 
 
 def _require(name: str, value: object, holds: bool, wanted: str) -> None:
