@@ -57,7 +57,8 @@ def run_selector(
             place[side, column] = _next_valid(place[side, column], direction[side, column], rows[column], valid)
             if 0 <= place[side, column] < n:
                 head[side, column] = values[column, place[side, column]] * query[column]
-    # Two sums, each of one sign: how floats are rounded then does not depend on which minimum comes before which maximum.
+    # Sums of each sign by themselves: how floats are rounded then does not depend on which minimum comes before which maximum.
+    sums = np.zeros((2, n), scores.dtype)
     positive = query[0] - query[0]
     negative = query[0] - query[0]
     now = 0
@@ -98,10 +99,10 @@ def run_selector(
             popped_columns[side, iteration] = best
             popped_values[side, iteration] = product
             if side == MAX and product > 0:
-                scores[row] += product
+                sums[MAX, row] += product
                 positive += product
             if side == MIN and product < 0:
-                scores[row] += product
+                sums[MIN, row] += product
                 negative += product
             arrival[side, best, taken[side, best] % depth] = now + latency
             taken[side, best] += 1
@@ -116,6 +117,7 @@ def run_selector(
                 ready[side] = max(ready[side], arrival[side, column, taken[side, column] % depth])
         cycles[iteration] = now
         now += 1
+    scores[:] = sums[MAX] + sums[MIN]
 
 
 @_compiled

@@ -12,7 +12,7 @@ def pseudo_code(query, key, num_iterations, *, valid=None, skip=True):
     valid = np.ones(n, bool) if valid is None else valid
     number = key.dtype.type if key.dtype.kind == "f" else int
     columns = [sorted((number(key[i, j]), i) for i in range(n) if valid[i]) for j in range(d)]
-    score = [number(0)] * n
+    gained, lost = [number(0)] * n, [number(0)] * n  # apart, as floats are rounded
     top = [column[::-1] if query[j] > 0 else column for j, column in enumerate(columns)]  # in the order of the max side
     number_of_rows = len(columns[0])
 
@@ -35,16 +35,16 @@ def pseudo_code(query, key, num_iterations, *, valid=None, skip=True):
             heap = heaps[side]
             _, j, position, product, row = heapq.heappop(heap)
             if side == "max" and product > 0:
-                score[row] += product
+                gained[row] += product
                 positive += product
             if side == "min" and product < 0:
-                score[row] += product
+                lost[row] += product
                 negative += product
             if position + 1 < number_of_rows:
                 heapq.heappush(heap, entry(side, j, position + 1))
             popped.append((row, j, product))
         pops.append(popped)
-    return pops, score
+    return pops, [more + less for more, less in zip(gained, lost, strict=True)]
 
 
 def queue_cycles(pops, n, d, *, depth, latency):
