@@ -148,9 +148,12 @@ class Hardware:
     @property
     def copies(self) -> dict[str, int]:
         """How often a unit has each module. A selector reads a sorted memory of its own; wider reads of the others cost nothing here."""
-        per_lane = dict.fromkeys(("dot_product", "exponent", "output", "post_scoring"), self.lanes)
-        per_selector = dict.fromkeys(("selector", "sorted_memory"), self.selectors)
-        return dict.fromkeys(MODULE_NAMES, 1) | per_lane | per_selector
+        per_lane = ("dot_product", "exponent", "output", "post_scoring")
+        per_selector = ("selector", "sorted_memory")
+        return {
+            name: self.lanes if name in per_lane else self.selectors if name in per_selector else 1
+            for name in MODULE_NAMES
+        }
 
 
 def _require(name: str, value: object, holds: bool, wanted: str) -> None:
