@@ -9,7 +9,15 @@ import numpy as np
 from a3_jax.cost import quantities
 from a3_jax.cost.hardware import Hardware
 from a3_jax.cost.modules import FIGURES, MODULE_NAMES, Module
-from a3_jax.cost.quantities import keys_of, read_count, read_number, read_quantity, require_known, write_quantity
+from a3_jax.cost.quantities import (
+    keys_of,
+    read_count,
+    read_number,
+    read_quantity,
+    require_known,
+    require_mapping,
+    write_quantity,
+)
 from a3_jax.cost.workload import Workload
 
 _UNITS = {
@@ -40,8 +48,9 @@ def hardware_from_dict(mapping: Mapping[str, Any]) -> Hardware:
 
     ValueError, a line, for an unknown key, a missing or wrong unit, a negative or senseless number, and all that `Hardware` refuses.
     """
+    mapping = require_mapping(mapping, "hardware")
     units = [key for name, kinds in _UNITS.items() for key in keys_of(name, kinds)]
-    quantity = {name: read_quantity(_mapping(mapping), name, kinds, "hardware") for name, kinds in _UNITS.items()}
+    quantity = {name: read_quantity(mapping, name, kinds, "hardware") for name, kinds in _UNITS.items()}
     require_known(mapping, [*_COUNTS, "count_sign_bit", *_TEXTS, *units, "modules"], "hardware")
     given: dict[str, Any] = {name: value for name, value in quantity.items() if value is not None}
     for name in _COUNTS:
@@ -57,7 +66,7 @@ def hardware_from_dict(mapping: Mapping[str, Any]) -> Hardware:
         plain = Hardware(**given)
     except ValueError as error:
         raise ValueError(f"hardware: {error}") from None
-    modules = mapping.get("modules") or {}
+    modules = require_mapping(mapping.get("modules", {}), "modules")
     require_known(modules, list(MODULE_NAMES), "modules")
     return dataclasses.replace(
         plain, given_modules=tuple(_module(name, modules[name], plain.modules[name]) for name in modules)
@@ -83,6 +92,7 @@ def hardware_to_dict(hardware: Hardware, *, all_modules: bool = False) -> dict[s
 
 def workload_from_dict(mapping: Mapping[str, Any]) -> Workload:
     """A workload from its fields; n, M, C and K are numbers or lists. ValueError as for `hardware_from_dict`."""
+    mapping = require_mapping(mapping, "workload")
     require_known(mapping, _WORKLOAD_KEYS, "workload")
     if "n" not in mapping:
         raise ValueError("workload: n is missing: give the rows of the key")
@@ -114,11 +124,9 @@ def workload_to_dict(workload: Workload) -> dict[str, Any]:
 
 def _module(name: str, mapping: object, derived: Module) -> Module:
     where = f"modules: {name}"
-    figures = {
-        figure: read_quantity(_mapping(mapping, where), figure, _MODULE_UNITS[figure], where) for figure in FIGURES
-    }
+    plain = require_mapping(mapping, where)
+    figures = {figure: read_quantity(plain, figure, _MODULE_UNITS[figure], where) for figure in FIGURES}
     units = [key for figure, kinds in _MODULE_UNITS.items() for key in keys_of(figure, kinds)]
-    plain = _mapping(mapping, where)
     require_known(plain, [*units, "source", "estimated"], where)
     given = {figure: value for figure, value in figures.items() if value is not None}
     estimated = plain.get("estimated", sorted(derived.estimated - set(given)))
@@ -136,11 +144,6 @@ def _module_to_dict(module: Module) -> dict[str, Any]:
     for figure in FIGURES:
         plain |= write_quantity(figure, getattr(module, figure), _MODULE_UNITS[figure])
     return plain | {"source": module.source, "estimated": sorted(module.estimated)}
-
-
-def _mapping(value: object, where: str = "hardware") -> Mapping[str, Any]:
-    require_known(value, [str(key) for key in value] if isinstance(value, Mapping) else [], where)
-    return value  # pyright: ignore[reportReturnType]
 
 
 def _numbers(value: object, where: str) -> Any:
