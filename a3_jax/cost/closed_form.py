@@ -41,6 +41,13 @@ class Performance:
     bottleneck: str
     cost: Cost
 
+    @property
+    def estimated(self) -> frozenset[str]:
+        """Names of the attributes, parts of `cost` included, that rest on an extrapolation."""
+        times = {"stage_cycles", "interval", "latency", "preprocessing", "throughput", "utilisation", "bottleneck"}
+        from_cost = {f"cost.{name}" for name in self.cost.estimated}
+        return frozenset(from_cost | (times if "cycles" in self.cost.estimated else set()))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -48,6 +55,7 @@ class Performance:
             "stage_cycles": dict(self.stage_cycles),
             "utilisation": dict(self.utilisation),
             "cost": self.cost.to_dict(),
+            "estimated": sorted(self.estimated),
         }
 
 
@@ -145,4 +153,5 @@ def _departs(hardware: Hardware, workload: Workload, pipeline: Pipeline) -> bool
     streams = bool(np.any(dram_cycles(hardware, workload, pipeline=pipeline) > 0))
     selects = pipeline == "approximate"
     wider = hardware.lanes > 1 or (selects and hardware.selectors > 1)
-    return streams or wider or (selects and preprocessing(hardware, workload).is_estimated)
+    shallow = selects and hardware.queue_depth < hardware.refill_latency
+    return streams or wider or shallow or (selects and preprocessing(hardware, workload).is_estimated)

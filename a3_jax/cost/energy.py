@@ -1,6 +1,7 @@
 """Energy and area of a unit from the figures of its modules."""
 
 import math
+from typing import Literal
 
 from a3_jax.cost.hardware import Hardware, Pipeline
 from a3_jax.cost.modules import BASE_MODULE_NAMES, MODULE_NAMES
@@ -9,7 +10,7 @@ from a3_jax.cost.stages import dram_bytes
 from a3_jax.cost.workload import Workload
 
 # Which count says how long a module works (found from the bars of the paper's figure 15, which it gives within 2 %).
-_WORKS = {
+_WORKS: dict[str, Literal["M", "C", "K"]] = {
     "dot_product": "C",
     "exponent": "K",
     "output": "K",
@@ -28,8 +29,10 @@ def module_names(pipeline: Pipeline) -> tuple[str, ...]:
 
 def active_cycles(workload: Workload, *, pipeline: Pipeline) -> dict[str, float]:
     """Mean cycles a query in which each module works, if there is one of each: n for all, or M, C or K."""
-    counts = {name: "n" if pipeline == "base" else _WORKS[name] for name in module_names(pipeline)}
-    return {name: float(workload.counts(count).mean()) for name, count in counts.items()}
+    return {
+        name: float(workload.counts("n" if pipeline == "base" else _WORKS[name]).mean())
+        for name in module_names(pipeline)
+    }
 
 
 def query_energy(

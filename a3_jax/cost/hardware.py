@@ -14,6 +14,7 @@ _POSITIVE_COUNTS = (
     "n",
     "d",
     "queue_depth",
+    "refill_latency",
     "selectors",
     "lanes",
     "units",
@@ -37,7 +38,9 @@ class Hardware:
       integer_bits, fraction_bits: i and f of the inputs, without the sign.
       sram_rows: rows of each memory, None for n. What is beyond is read from DRAM.
       count_sign_bit: whether a word in memory has the sign's bit. Table I's 20 KB are 320 x 64 words of i + f = 8 bits, without.
-      queue_depth: c, products in flight a column: the cycles that one step of the selector takes from end to end.
+      queue_depth: c, products that wait in a column's queue. As many rounds, a cycle each, fill the queues for a query.
+      refill_latency: cycles from a pop until the product that takes its place can be compared. Queues that are as deep never run
+        dry; in shallower ones an iteration waits now and then, which only the selector's simulation can tell.
       selectors: selectors of a unit; they take queries in turn.
       lanes: rows a cycle of the dot product, exponent and output modules.
       scan_width, post_scoring_width: entries a cycle of the scan for candidates, and of post-scoring.
@@ -64,6 +67,7 @@ class Hardware:
     sram_rows: int | None = None
     count_sign_bit: bool = False
     queue_depth: int = 4
+    refill_latency: int = 4
     selectors: int = 1
     lanes: int = 1
     scan_width: int = 16
@@ -148,9 +152,12 @@ class Hardware:
     @property
     def copies(self) -> dict[str, int]:
         """How often a unit has each module. A selector reads a sorted memory of its own; wider reads of the others cost nothing here."""
-        per_lane = dict.fromkeys(("dot_product", "exponent", "output", "post_scoring"), self.lanes)
-        per_selector = dict.fromkeys(("selector", "sorted_memory"), self.selectors)
-        return dict.fromkeys(MODULE_NAMES, 1) | per_lane | per_selector
+        per_lane = ("dot_product", "exponent", "output", "post_scoring")
+        per_selector = ("selector", "sorted_memory")
+        return {
+            name: self.lanes if name in per_lane else self.selectors if name in per_selector else 1
+            for name in MODULE_NAMES
+        }
 
 
 def _require(name: str, value: object, holds: bool, wanted: str) -> None:

@@ -19,7 +19,7 @@ Cycles = Float64[np.ndarray, " queries"]
 def stage_constants(hardware: Hardware) -> dict[str, int]:
     """Cycles of each stage of the approximate pipeline that do not depend on the query.
 
-    The selector's is the depth of its loop, c. The dot product's is one for the products and one a level of its adder tree. The
+    The selector's is c, the rounds that fill its queues. The dot product's is one for the products and one a level of its adder tree. The
     exponent's is subtract, look up, multiply. The output's is division and accumulation. By default 4, 7, 3 and 9.
     """
     return {
