@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Shaped
 
+from a3_jax.cost.hardware import Hardware
+
 Fill = Literal["shared", "own"]
-MAX_SIDE, MIN_SIDE = 0, 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,17 @@ class SelectorOptions:
     scan_width: int = 16
     fill: Fill = "shared"
     skip_heuristic: bool = True
+
+    @classmethod
+    def of(cls, hardware: Hardware, *, fill: Fill = "shared", skip_heuristic: bool = True) -> "SelectorOptions":
+        """The selector of some hardware."""
+        return cls(
+            queue_depth=hardware.queue_depth,
+            refill_latency=hardware.refill_latency,
+            scan_width=hardware.scan_width,
+            fill=fill,
+            skip_heuristic=skip_heuristic,
+        )
 
     def __post_init__(self) -> None:
         for name in ("queue_depth", "refill_latency", "scan_width"):
