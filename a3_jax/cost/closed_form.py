@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from a3_jax.cost.cost import Cost
-from a3_jax.cost.energy import active_cycles, query_energy, unit_area
+from a3_jax.cost.energy import active_cycles
 from a3_jax.cost.hardware import Hardware, Pipeline
 from a3_jax.cost.preprocessing import preprocessing
+from a3_jax.cost.query_cost import query_cost
 from a3_jax.cost.stages import dram_cycles, stage_cycles
 from a3_jax.cost.workload import Workload
 
@@ -84,7 +85,7 @@ def performance(
         throughput=hardware.clock / interval,
         utilisation={name: cycles / (interval * hardware.units) for name, cycles in busy.items()},
         bottleneck=_bottleneck(slowest, limits[slowest], dram, sort_cycles * hardware.units),
-        cost=_query_cost(hardware, workload, pipeline, interval, static_energy),
+        cost=query_cost(hardware, workload, pipeline=pipeline, interval=interval, static_energy=static_energy),
     )
 
 
@@ -99,8 +100,7 @@ def run_cycles(hardware: Hardware, workload: Workload, *, pipeline: Pipeline) ->
     stages = {name: float(cycles[0]) for name, cycles in stage_cycles(hardware, workload, pipeline=pipeline).items()}
     more = -(-workload.num_queries // hardware.units) - 1  # of the unit that has most to do, after its first
     limits = service_limits(dataclasses.replace(hardware, selectors=1), stages)
-    first = next(iter(limits)) if pipeline == "approximate" else None
-    if first is None or hardware.selectors == 1:
+    if pipeline == "base" or hardware.selectors == 1:
         return sum(stages.values()) + more * max(limits.values())
     selecting = {name: limits[name] for name in limits if name.startswith("selector")}
     others = max(cycles for name, cycles in limits.items() if name not in selecting)
@@ -126,32 +126,3 @@ def _bottleneck(slowest: str, cycles: float, dram: float, sort_cycles: float) ->
     if sort_cycles > cycles:
         return "preprocessing"
     return "dram" if dram and cycles == dram else slowest
-
-
-def _query_cost(
-    hardware: Hardware, workload: Workload, pipeline: Pipeline, interval: float, static_energy: bool
-) -> Cost:
-    energy, estimated = query_energy(
-        hardware, workload, pipeline=pipeline, static_cycles=interval if static_energy else 0.0
-    )
-    area, area_is_estimated = unit_area(hardware, pipeline=pipeline)
-    departs = _departs(hardware, workload, pipeline)
-    return Cost(
-        queries=1,
-        cycles=interval,
-        seconds=interval / hardware.clock,
-        energy=energy,
-        area=area * hardware.units,
-        estimated=estimated
-        | ({"area"} if area_is_estimated else frozenset())
-        | ({"cycles", "seconds"} if departs else frozenset()),
-    )
-
-
-def _departs(hardware: Hardware, workload: Workload, pipeline: Pipeline) -> bool:
-    """Whether cycles rest on something that the paper neither built nor measured."""
-    streams = bool(np.any(dram_cycles(hardware, workload, pipeline=pipeline) > 0))
-    selects = pipeline == "approximate"
-    wider = hardware.lanes > 1 or (selects and hardware.selectors > 1)
-    shallow = selects and hardware.queue_depth < hardware.refill_latency
-    return streams or wider or shallow or (selects and preprocessing(hardware, workload).is_estimated)

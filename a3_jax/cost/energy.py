@@ -5,7 +5,7 @@ from typing import Literal
 
 from a3_jax.cost.hardware import Hardware, Pipeline
 from a3_jax.cost.modules import BASE_MODULE_NAMES, MODULE_NAMES
-from a3_jax.cost.preprocessing import preprocessing, sorter_area
+from a3_jax.cost.preprocessing import preprocessing, sorter_area, sorter_static_power
 from a3_jax.cost.stages import dram_bytes
 from a3_jax.cost.workload import Workload
 
@@ -54,6 +54,9 @@ def query_energy(
             energy[f"{name}.static"] = module.static_power * copies * static_cycles / hardware.clock
             if "static_power" in module.estimated or hardware.copies[name] > 1:
                 estimated.add(f"{name}.static")
+    if static_cycles and pipeline == "approximate" and hardware.sort == "chip":
+        energy["sorter.static"] = sorter_static_power(hardware) * hardware.units * static_cycles / hardware.clock
+        estimated.add("sorter.static")
     if moved := float(dram_bytes(hardware, workload, pipeline=pipeline).mean()):
         energy["dram"] = moved * hardware.dram_energy
         estimated.add("dram")

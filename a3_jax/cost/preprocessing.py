@@ -42,13 +42,22 @@ def sorter_cycles(hardware: Hardware, n: float) -> float:
 
 def sorter_area(hardware: Hardware) -> float:
     """m^2 of our sorter, an estimate: as post-scoring, which subtracts and compares `post_scoring_width` words a cycle."""
-    return hardware.modules["post_scoring"].area * hardware.sorter_width / hardware.post_scoring_width
+    return hardware.modules["post_scoring"].area * _sorter_ratio(hardware)
+
+
+def sorter_static_power(hardware: Hardware) -> float:
+    """Watts that our sorter leaks, an estimate as its area."""
+    return hardware.modules["post_scoring"].static_power * _sorter_ratio(hardware)
 
 
 def _sorter_power(hardware: Hardware) -> float:
-    """Watts: comparators, and a sorted memory that is read and written; Table I's reads two entries a cycle."""
-    comparators = hardware.modules["post_scoring"].dynamic_power * hardware.sorter_width / hardware.post_scoring_width
+    """Watts: comparators, and a sorted memory that is read and written; Table I's gives the selector two entries a cycle."""
+    comparators = hardware.modules["post_scoring"].dynamic_power * _sorter_ratio(hardware)
     return comparators + hardware.modules["sorted_memory"].dynamic_power * hardware.sorter_width
+
+
+def _sorter_ratio(hardware: Hardware) -> float:
+    return hardware.sorter_width / hardware.post_scoring_width
 
 
 def _sort_work(n: float) -> float:
