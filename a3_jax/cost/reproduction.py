@@ -115,10 +115,10 @@ def paper_workload(task: Task, config: Config, *, kept_from: KeptFrom | None = N
     return dataclasses.replace(plain, K=kept)
 
 
-def compared(hardware: Hardware, workload: Workload) -> dict[str, float]:
+def compared(hardware: Hardware, workload: Workload, *, static_energy: bool = False) -> dict[str, float]:
     """The approximate pipeline over the base one, as the metrics `..._vs_base`: larger is better."""
-    base = performance(hardware, workload, pipeline="base")
-    approximate = performance(hardware, workload, pipeline="approximate")
+    base = performance(hardware, workload, pipeline="base", static_energy=static_energy)
+    approximate = performance(hardware, workload, pipeline="approximate", static_energy=static_energy)
     return {
         "throughput_vs_base": approximate.throughput / base.throughput,
         "latency_vs_base": base.latency / approximate.latency,
