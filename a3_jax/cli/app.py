@@ -11,7 +11,9 @@ from typer.exceptions import TyperException
 from a3_jax.cli.errors import INTERRUPTED, USER_ERROR, messages
 from a3_jax.cli.evaluation import cost
 from a3_jax.cli.interrupts import remember_interrupts
+from a3_jax.cli.reproduction import reproduce
 from a3_jax.cli.simulation import simulate_command
+from a3_jax.cli.sweep import sweep
 
 app = typer.Typer(
     name="a3",
@@ -23,6 +25,10 @@ app = typer.Typer(
 app.command(epilog="Example: a3 cost --n 320 --M 160 --C 65.6 --K 15.7")(cost)
 app.command("simulate", epilog="Example: a3 simulate --random 1000 --n 320 --M n/2 --T 5 --csv queries.csv")(
     simulate_command
+)
+app.command(epilog="Example: a3 sweep --task bert --over M=40:320:40 --over T=5,10 --over units=1,2,4 --pareto")(sweep)
+app.command(epilog="Example: a3 cost --print-hardware > mine.yaml, edit it, a3 reproduce --hardware mine.yaml")(
+    reproduce
 )
 
 

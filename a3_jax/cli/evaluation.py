@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from a3_jax.cli.configuration import hardware_text, read_hardware, read_workload
 from a3_jax.cli.errors import reporting_errors
 from a3_jax.cli.files import to_json
-from a3_jax.cli.text import percent, si
+from a3_jax.cli.text import percent, result_console, si
 from a3_jax.cost.closed_form import Performance, performance
 from a3_jax.cost.hardware import Hardware
 from a3_jax.cost.plain import hardware_to_dict, workload_to_dict
@@ -84,7 +83,7 @@ def _described(hardware: Hardware, found: Performance) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = result_console()
     pipelines = [name for name in ("base", "approximate") if name in report]
     table = Table("a query", *pipelines, box=None, pad_edge=False)
     for label, value in _lines():

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from a3_jax.cli.configuration import read_hardware, read_workload
@@ -15,7 +14,7 @@ from a3_jax.cli.errors import messages, reporting_errors
 from a3_jax.cli.evaluation import AsJson, HardwareFile, StaticEnergy, WorkloadFile
 from a3_jax.cli.files import read_array, require_place, to_csv, to_json, write_text
 from a3_jax.cli.measuring import Inputs, Measured, measure, random_inputs, read_inputs
-from a3_jax.cli.text import percent, si
+from a3_jax.cli.text import percent, result_console, si
 from a3_jax.cost.closed_form import performance
 from a3_jax.cost.hardware import Hardware, Pipeline
 from a3_jax.cost.pipeline import run_cost, simulate
@@ -251,7 +250,7 @@ def _pop_rows(measured: Measured) -> list[dict[str, Any]]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = result_console()
     run, cost = report["run"], report["cost"]
     counts = ", ".join(f"{name} = {value:.4g}" for name, value in report["mean"].items())
     console.print(f"{run['queries']:,} queries, mean {counts} ({report['origin']})", markup=False)

@@ -1,4 +1,8 @@
-"""Numbers as people read them."""
+"""Numbers and tables as people read them."""
+
+from rich.console import Console
+
+_LEAST_WIDTH = 160  # of a table, so that none of it is cut off where a terminal is narrower or there is none
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p"))
 
@@ -14,3 +18,9 @@ def si(value: float, unit: str) -> str:
 def percent(fraction: float) -> str:
     """One digit after the point."""
     return f"{100 * fraction:.1f} %"
+
+
+def result_console() -> Console:
+    """Standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.width >= _LEAST_WIDTH else Console(highlight=False, soft_wrap=True, width=_LEAST_WIDTH)
