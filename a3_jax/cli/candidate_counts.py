@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Counted(NamedTuple):
     quality: float | None = None
 
 
+@runtime_checkable
 class Counts(Protocol):
     """Where C and K come from."""
 

@@ -4,7 +4,8 @@
 about half a per cent, about one where the axis is logarithmic. "derived" ones follow from others of the paper, and say how.
 """
 
-from typing import Literal, NamedTuple
+import dataclasses
+from typing import Literal
 
 Task = Literal["memn2n", "kv_memn2n", "bert"]
 Config = Literal["base", "conservative", "aggressive"]
@@ -20,7 +21,8 @@ M_FRACTION: dict[Config, float] = {"conservative": 1 / 2, "aggressive": 1 / 8}
 THRESHOLD_PERCENT: dict[Config, float] = {"conservative": 5, "aggressive": 10}
 
 
-class Published(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Published:
     """One number of the paper."""
 
     figure: str
@@ -52,7 +54,7 @@ PUBLISHED: tuple[Published, ...] = (
     *_bars("Figure 15", "energy_efficiency_vs_base", "printed", (1.4, 2.89, 3.74), (2.99, 9.86, 11.65)),
     # Ratios to an Intel Xeon Gold 6128, whose power is taken to be its 115 W of TDP.
     *_base_bars("Figure 14", "throughput_vs_cpu", (42.8, 34.0, 5.02)),
-    *_bars("Figure 14", "throughput_vs_cpu", "digitised", (59.3, 68.6, 9.30), (112, 239, 28.6)),
+    *_bars("Figure 14", "throughput_vs_cpu", "digitised", (59.3, 68.6, 9.30), (112.0, 239.0, 28.6)),
     *_base_bars("Figure 15", "energy_efficiency_vs_cpu", (1.41e5, 5.6e4, 8.1e3)),
     # Accuracy on bAbI, mean average precision on WikiMovies, F1 on SQuAD.
     *(

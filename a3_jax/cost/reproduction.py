@@ -172,8 +172,8 @@ def _cycle_rows(hardware: Hardware) -> Iterator[Row]:
         n, base = ROWS[task], performance(hardware, workload, pipeline="base")
         inputs = _inputs(workload, {"n": "section VI"})
         for figure, paper, ours, what in (
-            ("Section III, n + 9", n + 9, base.interval, "interval"),
-            ("Section III, 3 n + 27", 3 * n + 27, base.latency, "latency"),
+            ("Section III, n + 9", n + 9.0, base.interval, "interval"),
+            ("Section III, 3 n + 27", 3 * n + 27.0, base.latency, "latency"),
         ):
             yield Row(
                 figure=figure,
