@@ -18,8 +18,8 @@ def simulate(hardware: Hardware, workload: Workload, *, pipeline: Pipeline) -> P
     A stage takes queries in their order, works on one at a time for `stage_cycles`, and starts when it is free, when the stage
     before has ended, and when there is a buffer for its results. A buffer is taken from its writer's start to its reader's end, and
     there are two or, with single buffering, one (as many for each selector, where there are several; of these, the first that is
-    free takes the next query). All queries are there at the start. Units with the same keys take the next query as soon as one can start (of several, the one that had fewest),
-    units with keys of their own take every `units`-th.
+    free takes the next query). All queries are there at the start. Units with the same keys take the next query as soon as one can
+    start (of several, the one that had fewest), units with keys of their own take every `units`-th.
 
     Where all queries are alike the end is at `run_cycles`, exactly. ValueError if the workload lacks M, C or K and they are needed.
     Time and memory O(queries): about 5 ms for 1,000.
