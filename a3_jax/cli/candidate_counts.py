@@ -61,7 +61,7 @@ class PaperCounts:
 
     @property
     def rows(self) -> float:
-        return ROWS[self._task]
+        return float(ROWS[self._task])
 
     def at(self, hardware: Hardware, *, n: float, m: float, t: float, **counts: float) -> Counted:
         """ValueError for M above n and T outside of 1 to 20 per cent, where the paper has no points."""
@@ -96,7 +96,7 @@ class MeasuredCounts:
 
     @property
     def rows(self) -> float:
-        return len(self._inputs.key)
+        return float(len(self._inputs.key))
 
     def at(self, hardware: Hardware, *, n: float, m: float, t: float, **counts: float) -> Counted:
         """ValueError for other n than the key's, and M that is not from 1 to n d."""

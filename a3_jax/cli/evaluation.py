@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from a3_jax.cli.configuration import hardware_text, read_hardware, read_workload
-from a3_jax.cli.errors import reporting_errors
+from a3_jax.cli.configuration import finds_too_many, hardware_text, read_hardware, read_workload
+from a3_jax.cli.errors import messages, reporting_errors
 from a3_jax.cli.files import to_json
 from a3_jax.cli.text import percent, result_console, si
 from a3_jax.cost.closed_form import Performance, performance
@@ -53,7 +53,10 @@ def cost(
         sys.stdout.write(hardware_text(accelerator))
         return
     flags = {"n": n, "M": m, "C": c, "K": k, "queries_per_key": queries_per_key}
-    report = cost_report(accelerator, read_workload(workload, flags, accelerator), static_energy=static_energy)
+    work = read_workload(workload, flags, accelerator)
+    report = cost_report(accelerator, work, static_energy=static_energy)
+    if finds_too_many(work):
+        messages.print("note: C is above M, and an iteration finds at most one candidate", markup=False)
     if as_json:
         sys.stdout.write(to_json(report))
     else:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 
 
-def pareto_front(points: Sequence[Sequence[float]]) -> Bool[np.ndarray, " points"]:
+def pareto_front(points: Sequence[Sequence[int | float]]) -> Bool[np.ndarray, " points"]:
     """Which points have no other that is at least as small in every coordinate and smaller in one; equal ones stay together.
 
     Time O(points^2 coordinates), memory O(points coordinates).

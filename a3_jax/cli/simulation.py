@@ -99,7 +99,7 @@ def iterations_of(text: str, n: int, d: int) -> int:
     return int(np.ceil(value))
 
 
-def count_of(text: str, n: float) -> float:
+def count_of(text: str, n: int | float) -> float:
     """The number of `160`, `n`, `n/2`, `3n/4`; ValueError for another text."""
     plain = text.strip()
     try:

@@ -60,6 +60,6 @@ def _sorter_ratio(hardware: Hardware) -> float:
     return hardware.sorter_width / hardware.post_scoring_width
 
 
-def _sort_work(n: float) -> float:
+def _sort_work(n: int | float) -> float:
     """Comparisons of a column, up to a factor."""
     return n * max(1.0, math.log2(n))

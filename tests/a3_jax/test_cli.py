@@ -67,6 +67,10 @@ class TestCost:
         (tmp_path / "h.yaml").write_text("lanes: 2\n")
         assert "estimates, not the paper's" in printed(capsys, "cost", "--hardware", tmp_path / "h.yaml", *BERT)
 
+    def test_more_candidates_than_iterations(self, capsys):
+        assert a3("cost", "--n", 20, "--M", 2.5, "--C", 5.4, "--K", 1) == 0
+        assert "an iteration finds at most one" in capsys.readouterr().err
+
     def test_workload_file_and_flags_over_it(self, capsys, tmp_path):
         (tmp_path / "w.json").write_text(json.dumps({"n": 320, "M": [160, 40], "C": [60, 30], "K": [16, 8]}))
         report = reported(capsys, "cost", "--workload", tmp_path / "w.json")
@@ -95,7 +99,6 @@ class TestCost:
         (("--n", 320, "--M", "inf", "--C", 1, "--K", 1), "M should be a finite number"),
         (("--n", 320, "--M", 20481, "--C", 1, "--K", 1), "M should be at most n d = 20480, got 20481"),
         (("--n", 320, "--M", 1000, "--C", 321, "--K", 1), "C should be at most n"),
-        (("--n", 320, "--M", 100, "--C", 101, "--K", 1), "C should be at most M"),
         (("--n", 320, "--M", 100, "--C", 50, "--K", 51), "K should be at most C"),
         (("--n", 320, "--M", 100), "C is missing"),
         (("--M", 100), "n is missing"),
@@ -168,8 +171,11 @@ class TestReproduce:
         file.write_text(yaml.safe_dump(document))
         moved = json.loads(printed(capsys, "reproduce", "--hardware", file, "--json"))
         for before, after in zip(plain, moved, strict=True):
-            still = before["metric"] in ("cycles", "area")
-            assert (before["ours"] == after["ours"]) == (still or before["inputs"].get("of") == "static power")
+            place = (before["workload"], before["config"], before["metric"])
+            still = before["metric"] in ("cycles", "area") or before["inputs"].get("of") == "static power"
+            # There C + 7 cycles of the dot product are more than M + 8 of the selector.
+            still = still or place == ("memn2n", "aggressive", "throughput_vs_base")
+            assert (before["ours"] == after["ours"]) == still
             assert before["inputs"] == after["inputs"]
 
     def test_table_and_gap(self, capsys):
@@ -311,8 +317,8 @@ class TestSimulate:
     def test_refuses_counts(self, capsys, tmp_path):
         np.save(tmp_path / "c.npy", np.ones((2, 2)))
         assert "a row M, C, K for every query" in refused(capsys, "simulate", "--counts", tmp_path / "c.npy")
-        np.save(tmp_path / "c.npy", [[10, 11, 1]])
-        assert "C should be at most M" in refused(capsys, "simulate", "--counts", tmp_path / "c.npy")
+        np.save(tmp_path / "c.npy", [[20481, 11, 1]])
+        assert "M should be at most n d = 20480" in refused(capsys, "simulate", "--counts", tmp_path / "c.npy")
         (tmp_path / "c.npy").write_bytes(b"nothing")
         assert "is no .npy file" in refused(capsys, "simulate", "--counts", tmp_path / "c.npy")
 

@@ -68,7 +68,7 @@ def test_cycles_are_exact():
 def test_totals_of_table_1():
     (area,) = rows_of("area", kind="exact")
     dynamic, static = rows_of("power", kind="exact")
-    assert (area.paper, dynamic.paper, static.paper) == (2.082e-6, 98.92e-3, 11.502e-3)
+    assert [area.paper, dynamic.paper, static.paper] == pytest.approx([2.082e-6, 98.92e-3, 11.502e-3], rel=1e-12)
     assert area.ours == pytest.approx(2.082e-6, rel=1e-12)
     assert dynamic.ours == pytest.approx(98.92e-3, abs=0.005e-3)  # printed with two digits
     assert static.ours == pytest.approx(11.502e-3, rel=1e-12)
@@ -91,7 +91,7 @@ def test_bars_are_met(task, config):
 def test_against_the_formulas(task, config):
     n, m, c, k = COUNTS[task, config]
     (throughput,) = rows_of("throughput_vs_base", task, config)
-    assert throughput.ours == pytest.approx((n + 9) / (m + 4 + sort_share(task)), rel=1e-9)
+    assert throughput.ours == pytest.approx((n + 9) / (max(m + 4, c + 7) + sort_share(task)), rel=1e-9)
     (latency,) = rows_of("latency_vs_base", task, config)
     assert latency.ours == pytest.approx((3 * n + 27) / (m + c + 2 * k + 23 + sort_share(task)), rel=1e-9)
     (calibrated,) = rows_of("energy_efficiency_vs_base", task, config, "calibrated")
