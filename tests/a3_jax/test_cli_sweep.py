@@ -100,14 +100,18 @@ def test_front_and_files(capsys, tmp_path):
     merits = [(-p["throughput"], p["energy_joules"], p["area_m2"], -p["quality"]) for p in points]
     assert [p["pareto"] for p in points] == pareto_front(merits).tolist()
     # More of T costs less and, on WikiMovies, is better: nothing of T = 5 is left.
-    assert [(p["T"], p["pareto"]) for p in points if p["T"] == 5] == [(5, False)] * 3
+    assert [p["pareto"] for p in points if p["T"] == 5] == [False] * 3
+    assert [p["pareto"] for p in points if p["T"] == 20] == [True] * 3
     with (tmp_path / "all.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [float(line["energy_joules"]) for line in lines] == [p["energy_joules"] for p in points]
     assert a3("sweep", *over, "--out", tmp_path / "all.json", "--objective", "energy") == 0
-    assert "2 points" not in capsys.readouterr().out
+    assert "2 of 6 points" in capsys.readouterr().out
     only = json.loads((tmp_path / "all.json").read_text())
-    assert [p["pareto"] for p in only["points"]].count(True) == 1
+    # At M = n / 8 there are fewer candidates than either T would keep, so that both points are one.
+    assert [(p["M"], p["pareto"]) for p in only["points"]] == [
+        (m, m == 186 / 8) for m in (23.25, 46.5, 93) for _ in (5, 20)
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.csv", "all.json"]
 
 

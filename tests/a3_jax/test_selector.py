@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from a3_jax.candidates.selection import greedy_scores
 from a3_jax.cost.selector import SelectorOptions, simulate_selector
+from a3_jax.sorted_keys import sort_keys
 from tests.a3_jax.selector_oracles import pseudo_code, queue_cycles, scan_cycles
 
 # Figure 6 of the paper.
@@ -67,6 +70,28 @@ def test_equals_the_pseudo_code_and_queues_looked_at_once_a_cycle(integers):
         check_cycles(trace, pops, int(valid.sum()), key.shape[1], options)
         if depth >= latency:
             assert trace.stall_cycles[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("skip", [False, True])
+def test_same_bits_as_the_algorithm(dtype, skip):
+    """Shapes that the oracle in Python has not: many queries and iterations of floats that round, and integers full of ties."""
+    rng = np.random.default_rng(3)
+    queries, key = (rng.normal(size=shape) * 4 for shape in ((200, 16), (48, 16)))
+    queries, key = queries.astype(dtype), key.astype(dtype)
+    mask = rng.random((200, 48)) < 0.8
+    trace = simulate_selector(
+        queries, key, mask, num_iterations=96, options=SelectorOptions(queue_depth=2, skip_heuristic=skip)
+    )
+
+    def scores(query, valid, sorted_keys):
+        return greedy_scores(
+            query, sorted_keys, mask=valid, num_iterations=96, skip_heuristic=skip, implementation="sequential"
+        )
+
+    expected = jax.vmap(scores, in_axes=(0, 0, None))(queries, mask, sort_keys(jax.numpy.asarray(key)))
+    assert (np.asarray(expected) == trace.greedy_scores).all()
+    assert trace.stall_cycles.sum() > 0
 
 
 def test_worked_example():
