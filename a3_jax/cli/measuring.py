@@ -25,12 +25,14 @@ class Measured:
     """What A3 does with some inputs.
 
     Attributes:
+      queue_depth: of the selector.
       trace: of the selector.
       candidates: rows that get their score; where the selector finds none, the one whose product was popped first.
       kept: of these the rows that post-scoring keeps.
       mass: of every query, the part of the softmax over all rows that the kept ones have.
     """
 
+    queue_depth: int
     trace: SelectorTrace
     candidates: Bool[np.ndarray, "queries n"]
     kept: Bool[np.ndarray, "queries n"]
@@ -47,10 +49,11 @@ class Measured:
         return self.kept.sum(1)
 
     def workload(self) -> Workload:
-        """One entry a query; cycles in which the selector waits count as iterations."""
+        """One entry a query. Cycles in which the selector waits, or fills its queues for longer than a cycle a round, count as iterations."""
+        rounds = np.minimum(self.trace.fill_cycles, self.queue_depth)
         return Workload(
             n=self.candidates.shape[1],
-            M=self.trace.busy_cycles,
+            M=self.trace.busy_cycles + self.trace.fill_cycles - rounds,
             C=self.num_candidates,
             K=self.num_kept,
             origin="measured",
@@ -105,4 +108,4 @@ def measure(
     kept = candidates & (best - scores <= allowed)
     weights = np.exp(scores - scores.max(1, keepdims=True))
     mass = (weights * kept).sum(1) / weights.sum(1)
-    return Measured(trace=trace, candidates=candidates, kept=kept, mass=mass)
+    return Measured(queue_depth=options.queue_depth, trace=trace, candidates=candidates, kept=kept, mass=mass)

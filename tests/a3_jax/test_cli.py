@@ -245,6 +245,13 @@ class TestSimulate:
         assert sum(report["selector"]["stall_cycles"][side] for side in ("max", "min")) == 7 * 11 * 3
         assert report["mean"]["M"] == 12 + 33
 
+    def test_own_multipliers_fill_a_column_a_cycle(self, capsys, arrays):
+        report = reported(capsys, "simulate", *arrays[0], "--fill", "own")
+        assert report["selector"]["fill_cycles"] == 7 * 4 * 5
+        assert report["selector"]["borrowed_cycles"] == 0
+        assert report["mean"]["M"] == 12 + 4 * 5 - 4  # a cycle a round is in the pipeline's constant
+        assert report["run"]["stage_cycles"]["selector"]["busy"] == 7 * (4 * 5 + 12)
+
     def test_fixed_point(self, capsys, tmp_path):
         """Scores of f fraction bits a side are 4^f times too large as integers."""
         rng = np.random.default_rng(1)
@@ -336,6 +343,15 @@ def test_counts_as_the_paper_writes_them():
     for text in ("", "n/0", "n/2/2", "x", "-1", "2/n", "nan", "inf"):
         with pytest.raises(ValueError, match="a count"):
             count_of(text, 320)
+
+
+def test_ctrl_c(capsys, monkeypatch):
+    def interrupted(hardware):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("a3_jax.cli.reproduction.reproduced", interrupted)
+    assert a3("reproduce") == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_help_and_unknown_commands(capsys):
