@@ -25,7 +25,7 @@ _POSITIVE_COUNTS = (
 _COUNTS = ("integer_bits", "fraction_bits", "division_latency", "mac_latency", "exponent_latency")
 _POSITIVE_NUMBERS = ("clock", "node", "dram_bandwidth")
 _NUMBERS = ("dram_energy", "host_sort_time", "host_sort_power")
-_CHOICES = {"buffering": ("double", "single"), "sort": ("host", "chip"), "unit_keys": ("same", "own")}
+CHOICES = {"buffering": ("double", "single"), "sort": ("host", "chip"), "unit_keys": ("same", "own")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Hardware:
             _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "above 0 and finite")
         for name in _NUMBERS:
             _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             _require(name, getattr(self, name), getattr(self, name) in choices, " or ".join(choices))
         if self.sram_rows is not None:
             _require("sram_rows", self.sram_rows, self.sram_rows >= 1, "at least 1")
