@@ -14,37 +14,40 @@ from a3_jax.cost.plain import hardware_from_dict, hardware_to_dict, workload_fro
 from a3_jax.cost.workload import Workload
 
 positive = st.floats(1e-15, 1e15)
-modules = st.builds(
-    Module,
-    name=st.sampled_from(MODULE_NAMES),
-    area=positive,
-    dynamic_power=positive,
-    static_power=st.floats(0, 1),
-    source=st.text(max_size=5),
-    estimated=st.sets(st.sampled_from(["area", "static_power"])).map(frozenset),
+# Fields, and not the values themselves: the shape checks draw random numbers, which strategies may not.
+modules = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(MODULE_NAMES),
+        "area": positive,
+        "dynamic_power": positive,
+        "static_power": st.floats(0, 1),
+        "source": st.text(max_size=5),
+        "estimated": st.sets(st.sampled_from(["area", "static_power"])).map(frozenset),
+    }
 )
-hardware = st.builds(
-    Hardware,
-    n=st.integers(1, 10**6),
-    fraction_bits=st.integers(1, 20),
-    sram_rows=st.none() | st.integers(1, 1000),
-    count_sign_bit=st.booleans(),
-    buffering=st.sampled_from(["double", "single"]),
-    unit_keys=st.sampled_from(["same", "own"]),
-    sort=st.sampled_from(["host", "chip"]),
-    clock=positive,
-    node=positive,
-    dram_bandwidth=positive,
-    dram_energy=st.floats(0, 1),
-    host_sort_time=st.floats(0, 1),
-    host_sort_power=positive,
-    given_modules=st.lists(modules, unique_by=lambda module: module.name).map(tuple),
+fields = st.fixed_dictionaries(
+    {
+        "n": st.integers(1, 10**6),
+        "fraction_bits": st.integers(1, 20),
+        "sram_rows": st.none() | st.integers(1, 1000),
+        "count_sign_bit": st.booleans(),
+        "buffering": st.sampled_from(["double", "single"]),
+        "unit_keys": st.sampled_from(["same", "own"]),
+        "sort": st.sampled_from(["host", "chip"]),
+        "clock": positive,
+        "node": positive,
+        "dram_bandwidth": positive,
+        "dram_energy": st.floats(0, 1),
+        "host_sort_time": st.floats(0, 1),
+        "host_sort_power": positive,
+    }
 )
 
 
-@given(hardware)
-@settings(max_examples=100, deadline=None, derandomize=True)
-def test_hardware_is_read_back_to_the_last_bit(value):
+@given(fields, st.lists(modules, unique_by=lambda module: module["name"], max_size=3))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_hardware_is_read_back_to_the_last_bit(fields, given_modules):
+    value = Hardware(**fields, given_modules=tuple(Module(**module) for module in given_modules))
     assert hardware_from_dict(json.loads(json.dumps(hardware_to_dict(value)))) == value
 
 
