@@ -78,14 +78,14 @@ class Hardware:
     buffering: Literal["double", "single"] = "double"
     units: int = 1
     unit_keys: Literal["same", "own"] = "same"
-    clock: float = 1e9
-    node: float = 40e-9
-    dram_bandwidth: float = 25.6e9
-    dram_energy: float = 160e-12
+    clock: int | float = 1e9
+    node: int | float = 40e-9
+    dram_bandwidth: int | float = 25.6e9
+    dram_energy: int | float = 160e-12
     sort: Literal["host", "chip"] = "host"
     sorter_width: int = 16
-    host_sort_time: float = (44 / 0.76 - 44) * 320e-9
-    host_sort_power: float = 0.0
+    host_sort_time: int | float = (44 / 0.76 - 44) * 320e-9
+    host_sort_power: int | float = 0.0
     given_modules: tuple[Module, ...] = ()
 
     def __post_init__(self) -> None:

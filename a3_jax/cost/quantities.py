@@ -43,7 +43,7 @@ def read_quantity(mapping: Mapping[Any, Any], name: str, units: Unit, where: str
     return float(Decimal(repr(read_number(mapping[key], f"{where}: {key}"))).scaleb(units[given[0]]))
 
 
-def write_quantity(name: str, value: float, units: Unit) -> dict[str, float]:
+def write_quantity(name: str, value: int | float, units: Unit) -> dict[str, float]:
     """Key and number, in the first unit; in SI where that would not read back to the last bit."""
     unit, power = next(iter(units.items()))
     written = float(Decimal(repr(float(value))).scaleb(-power))
