@@ -36,7 +36,7 @@ def active_cycles(workload: Workload, *, pipeline: Pipeline) -> dict[str, float]
 
 
 def query_energy(
-    hardware: Hardware, workload: Workload, *, pipeline: Pipeline, static_cycles: float = 0.0
+    hardware: Hardware, workload: Workload, *, pipeline: Pipeline, static_cycles: int | float = 0.0
 ) -> tuple[dict[str, float], frozenset[str]]:
     """Joules of a query, and which of them are estimates.
 

@@ -25,7 +25,7 @@ _POSITIVE_COUNTS = (
 _COUNTS = ("integer_bits", "fraction_bits", "division_latency", "mac_latency", "exponent_latency")
 _POSITIVE_NUMBERS = ("clock", "node", "dram_bandwidth")
 _NUMBERS = ("dram_energy", "host_sort_time", "host_sort_power")
-_CHOICES = {"buffering": ("double", "single"), "sort": ("host", "chip"), "unit_keys": ("same", "own")}
+CHOICES = {"buffering": ("double", "single"), "sort": ("host", "chip"), "unit_keys": ("same", "own")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,14 +78,14 @@ class Hardware:
     buffering: Literal["double", "single"] = "double"
     units: int = 1
     unit_keys: Literal["same", "own"] = "same"
-    clock: float = 1e9
-    node: float = 40e-9
-    dram_bandwidth: float = 25.6e9
-    dram_energy: float = 160e-12
+    clock: int | float = 1e9
+    node: int | float = 40e-9
+    dram_bandwidth: int | float = 25.6e9
+    dram_energy: int | float = 160e-12
     sort: Literal["host", "chip"] = "host"
     sorter_width: int = 16
-    host_sort_time: float = (44 / 0.76 - 44) * 320e-9
-    host_sort_power: float = 0.0
+    host_sort_time: int | float = (44 / 0.76 - 44) * 320e-9
+    host_sort_power: int | float = 0.0
     given_modules: tuple[Module, ...] = ()
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class Hardware:
             _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "above 0 and finite")
         for name in _NUMBERS:
             _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             _require(name, getattr(self, name), getattr(self, name) in choices, " or ".join(choices))
         if self.sram_rows is not None:
             _require("sram_rows", self.sram_rows, self.sram_rows >= 1, "at least 1")

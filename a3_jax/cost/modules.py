@@ -35,9 +35,9 @@ class Module:
     """One block: m^2, and watts while it works and always. `estimated` names the figures that nobody measured."""
 
     name: str
-    area: float
-    dynamic_power: float
-    static_power: float
+    area: int | float
+    dynamic_power: int | float
+    static_power: int | float
     source: str
     estimated: frozenset[str] = frozenset()
 

@@ -1,16 +1,16 @@
 """Hardware and workloads to and from plain dictionaries, which YAML and JSON files hold."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from a3_jax.cost import quantities
-from a3_jax.cost.hardware import Hardware
+from a3_jax.cost.hardware import CHOICES, Hardware
 from a3_jax.cost.modules import FIGURES, MODULE_NAMES, Module
 from a3_jax.cost.quantities import (
     keys_of,
+    read_choice,
     read_count,
     read_number,
     read_quantity,
@@ -29,17 +29,16 @@ _UNITS = {
     "host_sort_power": quantities.POWER,
 }
 _MODULE_UNITS = {"area": quantities.AREA, "dynamic_power": quantities.POWER, "static_power": quantities.POWER}
-_TEXTS = ("buffering", "unit_keys", "sort")
 _COUNTS = [
     field.name
     for field in dataclasses.fields(Hardware)
-    if field.name not in (*_UNITS, *_TEXTS, "count_sign_bit", "given_modules")
+    if field.name not in (*_UNITS, *CHOICES, "count_sign_bit", "given_modules")
 ]
 _WORKLOAD_KEYS = ["n", "M", "C", "K", "queries", "queries_per_key", "origin"]
 _GIVEN = "given in a file"
 
 
-def hardware_from_dict(mapping: Mapping[str, Any]) -> Hardware:
+def hardware_from_dict(mapping: object) -> Hardware:
     """Hardware from the names of its fields; what is left out is as in the paper, or follows from Table I.
 
     Quantities carry their unit in the key: `clock_ghz`, `node_nm`, `dram_bandwidth_gb_per_s`, `dram_energy_pj_per_byte`,
@@ -48,28 +47,25 @@ def hardware_from_dict(mapping: Mapping[str, Any]) -> Hardware:
 
     ValueError, a line, for an unknown key, a missing or wrong unit, a negative or senseless number, and all that `Hardware` refuses.
     """
-    mapping = require_mapping(mapping, "hardware")
+    plain = require_mapping(mapping, "hardware")
+    quantity = {name: read_quantity(plain, name, kinds, "hardware") for name, kinds in _UNITS.items()}
     units = [key for name, kinds in _UNITS.items() for key in keys_of(name, kinds)]
-    quantity = {name: read_quantity(mapping, name, kinds, "hardware") for name, kinds in _UNITS.items()}
-    require_known(mapping, [*_COUNTS, "count_sign_bit", *_TEXTS, *units, "modules"], "hardware")
+    require_known(plain, [*_COUNTS, "count_sign_bit", *CHOICES, *units, "modules"], "hardware")
     given: dict[str, Any] = {name: value for name, value in quantity.items() if value is not None}
     for name in _COUNTS:
-        if name in mapping and not (name == "sram_rows" and mapping[name] is None):
-            given[name] = read_count(mapping[name], f"hardware: {name}")
-    for name, kind in (*((name, str) for name in _TEXTS), ("count_sign_bit", bool)):
-        if name in mapping:
-            if not isinstance(mapping[name], kind):
-                wanted = "true or false" if kind is bool else "text"
-                raise ValueError(f"hardware: {name} should be {wanted}, got {mapping[name]!r}")
-            given[name] = mapping[name]
+        if name in plain and not (name == "sram_rows" and plain[name] is None):
+            given[name] = read_count(plain[name], f"hardware: {name}")
+    for name, choices in (*CHOICES.items(), ("count_sign_bit", (True, False))):
+        if name in plain:
+            given[name] = read_choice(plain[name], choices, f"hardware: {name}")
     try:
-        plain = Hardware(**given)
+        hardware = Hardware(**given)
     except ValueError as error:
         raise ValueError(f"hardware: {error}") from None
-    modules = require_mapping(mapping.get("modules", {}), "modules")
+    modules = require_mapping(plain.get("modules", {}), "modules")
     require_known(modules, list(MODULE_NAMES), "modules")
     return dataclasses.replace(
-        plain, given_modules=tuple(_module(name, modules[name], plain.modules[name]) for name in modules)
+        hardware, given_modules=tuple(_module(name, modules[name], hardware.modules[name]) for name in modules)
     )
 
 
@@ -90,22 +86,18 @@ def hardware_to_dict(hardware: Hardware, *, all_modules: bool = False) -> dict[s
     return plain | ({"modules": {module.name: _module_to_dict(module) for module in modules}} if modules else {})
 
 
-def workload_from_dict(mapping: Mapping[str, Any]) -> Workload:
+def workload_from_dict(mapping: object) -> Workload:
     """A workload from its fields; n, M, C and K are numbers or lists. ValueError as for `hardware_from_dict`."""
-    mapping = require_mapping(mapping, "workload")
-    require_known(mapping, _WORKLOAD_KEYS, "workload")
-    if "n" not in mapping:
+    plain = require_mapping(mapping, "workload")
+    require_known(plain, _WORKLOAD_KEYS, "workload")
+    if "n" not in plain:
         raise ValueError("workload: n is missing: give the rows of the key")
-    given = dict(mapping)
-    for name in ("n", "M", "C", "K"):
-        if (value := given.get(name)) is not None:
-            given[name] = _numbers(value, f"workload: {name}")
-    if given.get("queries") is not None:
-        given["queries"] = read_count(given["queries"], "workload: queries")
-    if given.get("queries_per_key") is not None:
-        given["queries_per_key"] = read_number(given["queries_per_key"], "workload: queries_per_key")
-    if given.setdefault("origin", "assumed") not in ("measured", "assumed"):
-        raise ValueError(f"workload: origin should be measured or assumed, got {given['origin']!r}")
+    given = {name: value for name, value in plain.items() if value is not None}
+    readers = dict.fromkeys("nMCK", _read_numbers) | {"queries": read_count, "queries_per_key": read_number}
+    for name in given.keys() & readers.keys():
+        given[name] = readers[name](given[name], f"workload: {name}")
+    if "origin" in given:
+        read_choice(given["origin"], ("measured", "assumed"), "workload: origin")
     try:
         return Workload(**given)
     except ValueError as error:
@@ -146,7 +138,9 @@ def _module_to_dict(module: Module) -> dict[str, Any]:
     return plain | {"source": module.source, "estimated": sorted(module.estimated)}
 
 
-def _numbers(value: object, where: str) -> Any:
+def _read_numbers(value: object, where: str) -> Any:
+    """A number, whole where it was, or an array of them."""
     if isinstance(value, list):
-        return np.array([read_number(entry, where) for entry in value])
-    return value if isinstance(value, int) and not isinstance(value, bool) else read_number(value, where)
+        return np.array([_read_numbers(entry, where) for entry in value])
+    number = read_number(value, where)
+    return value if isinstance(value, int) else number

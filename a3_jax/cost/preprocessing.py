@@ -35,7 +35,7 @@ def preprocessing(hardware: Hardware, workload: Workload) -> Preprocessing:
     )
 
 
-def sorter_cycles(hardware: Hardware, n: float) -> float:
+def sorter_cycles(hardware: Hardware, n: int | float) -> float:
     """Cycles of our sorter for a key of n rows, an estimate: ceil(log2 n) merging passes over n d words, `sorter_width` a cycle."""
     return max(1, math.ceil(math.log2(n))) * n * hardware.d / hardware.sorter_width
 

@@ -22,7 +22,7 @@ ENERGY_PER_BYTE = {"pj_per_byte": -12, "nj_per_byte": -9, "j_per_byte": 0}
 Unit = dict[str, int]
 
 
-def read_quantity(mapping: Mapping[str, Any], name: str, units: Unit, where: str) -> float | None:
+def read_quantity(mapping: Mapping[Any, Any], name: str, units: Unit, where: str) -> float | None:
     """The quantity in SI, or None if it is not there.
 
     ValueError for a number without a unit or in another kind of unit, for one that is given twice, and for what is no number.
@@ -43,7 +43,7 @@ def read_quantity(mapping: Mapping[str, Any], name: str, units: Unit, where: str
     return float(Decimal(repr(read_number(mapping[key], f"{where}: {key}"))).scaleb(units[given[0]]))
 
 
-def write_quantity(name: str, value: float, units: Unit) -> dict[str, float]:
+def write_quantity(name: str, value: int | float, units: Unit) -> dict[str, float]:
     """Key and number, in the first unit; in SI where that would not read back to the last bit."""
     unit, power = next(iter(units.items()))
     written = float(Decimal(repr(float(value))).scaleb(-power))
@@ -75,14 +75,22 @@ def read_count(value: object, where: str) -> int:
     return value
 
 
-def require_mapping(value: object, where: str) -> Mapping[str, Any]:
+def read_choice(value: object, choices: tuple[Any, ...], where: str) -> Any:
+    """One of the choices; ValueError for anything else. 1 is not true."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        wanted = " or ".join(str(choice).lower() for choice in choices)
+        raise ValueError(f"{where} should be {wanted}, got {value!r}")
+    return value
+
+
+def require_mapping(value: object, where: str) -> Mapping[Any, Any]:
     """The value itself; ValueError unless it maps names to values."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} should be a mapping of names to values, got {value!r}")
     return value
 
 
-def require_known(mapping: Mapping[str, Any], known: list[str], where: str) -> None:
+def require_known(mapping: Mapping[Any, Any], known: list[str], where: str) -> None:
     """ValueError for a key that is not known; says which known one is near, or which there are."""
     for key in mapping:
         if key not in known:

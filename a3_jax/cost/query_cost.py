@@ -11,7 +11,7 @@ from a3_jax.cost.workload import Workload
 
 
 def query_cost(
-    hardware: Hardware, workload: Workload, *, pipeline: Pipeline, interval: float, static_energy: bool = False
+    hardware: Hardware, workload: Workload, *, pipeline: Pipeline, interval: int | float, static_energy: bool = False
 ) -> Cost:
     """The mean query's cost if one ends every `interval` cycles, all units together; a share of a sort is part of that."""
     static_cycles = interval if static_energy else 0.0

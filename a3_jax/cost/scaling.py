@@ -48,8 +48,8 @@ class Geometry(NamedTuple):
     count_sign_bit: bool = False
     queue_depth: int = 4
     post_scoring_width: int = 16
-    clock: float = 1e9
-    node: float = 40e-9
+    clock: int | float = 1e9
+    node: int | float = 40e-9
 
     @property
     def word_bits(self) -> int:
@@ -122,7 +122,7 @@ def _sizes(geometry: Geometry) -> dict[str, _Sizes]:
     }
 
 
-def _supply(node: float) -> float:
+def _supply(node: int | float) -> float:
     """Volts; outside the table those of its nearest end."""
     return float(np.interp(node, list(_SUPPLY), list(_SUPPLY.values())))
 

@@ -24,10 +24,10 @@ class Workload:
       origin: whether M, C and K were counted in a run or taken from somewhere.
     """
 
-    n: Number | Real[np.ndarray, " queries"]
-    M: Number | Real[np.ndarray, " queries"] | None = None
-    C: Number | Real[np.ndarray, " queries"] | None = None
-    K: Number | Real[np.ndarray, " queries"] | None = None
+    n: Number | Real[np.ndarray, " _"]
+    M: Number | Real[np.ndarray, " _"] | None = None
+    C: Number | Real[np.ndarray, " _"] | None = None
+    K: Number | Real[np.ndarray, " _"] | None = None
     queries: int | None = None
     queries_per_key: int | float | None = None
     origin: Literal["measured", "assumed"] = "assumed"

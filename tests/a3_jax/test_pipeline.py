@@ -94,9 +94,9 @@ def test_a_run_by_hand():
 
 @pytest.mark.parametrize("pipeline", ["base", "approximate"])
 def test_queries_that_are_alike_end_when_the_closed_form_says(pipeline):
-    """300 random accelerators and workloads, fill and drain included, to the last bit."""
+    """150 random accelerators and workloads, fill and drain included, to the last bit."""
     rng = np.random.default_rng(len(pipeline))
-    for _ in range(300):
+    for _ in range(150):
         hardware = random_hardware(rng)
         n, M, C, K = (int(count[0]) for count in random_counts(rng, 1))
         workload = Workload(n=n, M=M, C=C, K=K, queries=int(rng.integers(1, 30)))
@@ -109,7 +109,7 @@ def test_queries_that_are_alike_end_when_the_closed_form_says(pipeline):
 def test_alike_queries_come_an_interval_apart(pipeline):
     """total = latency + (queries - 1) interval, where queries are dealt evenly; the text of the requirement, not of `run_cycles`."""
     rng = np.random.default_rng(5)
-    for _ in range(200):
+    for _ in range(80):
         hardware = random_hardware(rng, selectors=1, lanes=1)
         n, M, C, K = (int(count[0]) for count in random_counts(rng, 1))
         rounds = int(rng.integers(1, 30))
