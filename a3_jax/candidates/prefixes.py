@@ -32,9 +32,9 @@ def sorted_scores(
     if num_valid is not None:
         products = jnp.where(jnp.arange(length) < num_valid, products, lowest(products.dtype))
     found, places = jax.lax.top_k(products.reshape(2, -1), iterations.limit)
-    column, position = places // length, places % length
-    met = jnp.take_along_axis(from_top, column, axis=1)
-    pops = Pops(found, jnp.where(met, top.rows[column, position], bottom.rows[column, position]))
+    column = places // length
+    met = from_top[0][column] == jnp.array([[True], [False]])
+    pops = Pops(found, jnp.where(met, top.rows.ravel()[places], bottom.rows.ravel()[places]))
     scores = accumulate(pops, iterations=iterations, num_rows=num_rows, skip_heuristic=skip_heuristic)
     return scores, pops.rows[0, 0]
 
