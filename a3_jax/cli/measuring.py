@@ -49,7 +49,10 @@ class Measured:
         return self.kept.sum(1)
 
     def workload(self) -> Workload:
-        """One entry a query. Cycles in which the selector waits, or fills its queues for longer than a cycle a round, count as iterations."""
+        """One entry a query.
+
+        Cycles in which the selector waits, or fills its queues for longer than a cycle a round, count as iterations.
+        """
         rounds = np.minimum(self.trace.fill_cycles, self.queue_depth)
         return Workload(
             n=self.candidates.shape[1],

@@ -44,8 +44,8 @@ _K_SOURCES: dict[KeptFrom, str] = {
     "figure 12": "figure 12, digitised: post-scoring alone",
 }
 _UNEXPLAINED = (
-    "unexplained: no M, C, K of queries with 20 rows give the paper's bars. Its C of 5.4 rows is more than 2.5 iterations can find, so that "
-    "M = n / 8 was taken of another n; over the 20 tasks of bAbI n varies from 1 to 50"
+    "unexplained: no M, C, K of queries with 20 rows give the paper's bars. Its C of 5.4 rows is more than 2.5 iterations can "
+    "find, so that M = n / 8 was taken of another n; over the 20 tasks of bAbI n varies from 1 to 50"
 )
 
 
