@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -120,10 +120,11 @@ class MeasuredCounts:
 
 
 class GivenCounts:
-    """C and K as they are, whatever M and T."""
+    """C and K as they are, whatever M and T; n and M too unless `explicit` has them, or M is not known."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, explicit: Collection[str]) -> None:
         self._workload = workload
+        self._explicit = explicit
 
     @property
     def rows(self) -> float:
@@ -131,7 +132,10 @@ class GivenCounts:
 
     def at(self, hardware: Hardware, *, n: float, m: float, t: float, **counts: float) -> Counted:
         """`counts` may have C and K of this point; T decides nothing here. ValueError as `Workload` has them."""
-        return Counted(dataclasses.replace(self._workload, n=n, M=m, **counts), "given")
+        changes = counts | ({"n": n} if "n" in self._explicit else {})
+        if "M" in self._explicit or self._workload.M is None:
+            changes["M"] = m
+        return Counted(dataclasses.replace(self._workload, **changes), "given")
 
 
 def _require_none(counts: Mapping[str, float], who: str) -> None:

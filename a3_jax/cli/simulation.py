@@ -27,8 +27,8 @@ from a3_jax.cost.workload import Workload
 @reporting_errors
 def simulate_command(
     hardware: HardwareFile = None,
-    key: Annotated[Path | None, typer.Option(help="Keys, a .npy file [n, d]; integers are fixed point.")] = None,
-    query: Annotated[Path | None, typer.Option(help="Queries on them, a .npy file [queries, d].")] = None,
+    key: Annotated[Path | None, typer.Option(help="Keys, a .npy file n x d; integers are fixed point.")] = None,
+    query: Annotated[Path | None, typer.Option(help="Queries on them, a .npy file queries x d.")] = None,
     random: Annotated[int | None, typer.Option(help="So many random queries on --n random keys instead.")] = None,
     n: Annotated[
         int | None, typer.Option("--n", help="Rows, of random keys or of --counts.", show_default="320")
@@ -42,7 +42,7 @@ def simulate_command(
     ] = 5.0,
     scale: Annotated[float, typer.Option(help="Multiplies queries, 1/sqrt(d) in a transformer.")] = 1.0,
     counts: Annotated[
-        Path | None, typer.Option(help="M, C and K of every query instead, a .npy file [queries, 3].")
+        Path | None, typer.Option(help="M, C and K of every query instead, a .npy file queries x 3.")
     ] = None,
     workload: WorkloadFile = None,
     pipeline: Annotated[Literal["base", "approximate"], typer.Option(help="Which one.")] = "approximate",

@@ -49,12 +49,14 @@ def sweep(
     task: Annotated[
         Task | None, typer.Option(help="C and K by M and T from the paper's figures 11 and 12 for this task.")
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="C and K measured: keys, a .npy file [n, d] ...")] = None,
-    query: Annotated[Path | None, typer.Option(help="... and queries, a .npy file [queries, d].")] = None,
+    key: Annotated[Path | None, typer.Option(help="C and K measured: keys, a .npy file n x d ...")] = None,
+    query: Annotated[Path | None, typer.Option(help="... and queries, a .npy file queries x d.")] = None,
     scale: Annotated[float, typer.Option(help="Multiplies queries, 1/sqrt(d) in a transformer.")] = 1.0,
     workload: WorkloadFile = None,
     n: Annotated[float | None, typer.Option("--n", help="Rows of the key.")] = None,
-    m: Annotated[str, typer.Option("--M", help="Where M is not swept.")] = "n/2",
+    m: Annotated[
+        str | None, typer.Option("--M", help="Where M is not swept.", show_default="n/2, or what --workload has")
+    ] = None,
     t: Annotated[float, typer.Option("--T", help="Where T is not swept; per cent.")] = 5.0,
     c: Annotated[float | None, typer.Option("--C", help="Candidates, the same at every point.")] = None,
     k: Annotated[float | None, typer.Option("--K", help="Kept rows, the same at every point.")] = None,
@@ -85,8 +87,9 @@ def sweep(
         raise ValueError("give --key and --query, both or neither")
     swept = {axis.name for axis in axes}
     flags = {"n": n, "C": c, "K": k}
-    counts = _counts(task, key, query, scale, workload, flags, swept, accelerator)
-    fixed = {"n": f"{counts.rows if n is None else n:.17g}", "M": m, "T": f"{t:.17g}"}
+    explicit = swept | {name for name, value in (("n", n), ("M", m)) if value is not None}
+    counts = _counts(task, key, query, scale, workload, flags, explicit, accelerator)
+    fixed = {"n": f"{counts.rows if n is None else n:.17g}", "M": m or "n/2", "T": f"{t:.17g}"}
     rows = [_row(accelerator, fixed, point, counts, static_energy) for point in points_of(axes)]
     objectives = _objectives(objective, rows)
     if pareto:
@@ -114,13 +117,13 @@ def _counts(
     scale: float,
     workload: Path | None,
     flags: Mapping[str, float | None],
-    swept: set[str],
+    explicit: set[str],
     hardware: Hardware,
 ) -> Counts:
     given = {
         "--task": task is not None,
         "--key and --query": key is not None,
-        "C and K": workload is not None or any(flags[name] is not None or name in swept for name in ("C", "K")),
+        "C and K": workload is not None or any(flags[name] is not None or name in explicit for name in ("C", "K")),
     }
     if sum(given.values()) != 1:
         named = [name for name, is_given in given.items() if is_given]
@@ -133,12 +136,10 @@ def _counts(
     if key is not None and query is not None:
         return MeasuredCounts(read_inputs(key, query, scale=scale))
     base = {"n": flags["n"] or (None if workload else float(hardware.n)), "C": flags["C"], "K": flags["K"]}
-    # Of what is swept the file needs no value.
-    zeros = {name: 0.0 for name in ("C", "K") if name in swept and base[name] is None}
-    work = read_workload(workload, base | zeros, hardware)
-    if missing := [name for name in ("C", "K") if getattr(work, name) is None]:
+    work = read_workload(workload, base, hardware)
+    if missing := [name for name in ("C", "K") if getattr(work, name) is None and name not in explicit]:
         raise ValueError(f"{missing[0]} is missing: give it with --{missing[0]}, --workload or --over")
-    return GivenCounts(work)
+    return GivenCounts(work, explicit)
 
 
 def _row(

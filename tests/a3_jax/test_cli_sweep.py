@@ -57,6 +57,18 @@ def test_points_are_those_of_cost(capsys):
         assert point["source"] == "given"
 
 
+def test_a_workload_of_a_file_stays_what_it_is(capsys, tmp_path):
+    (tmp_path / "w.yaml").write_text("{n: [100, 200], M: [50, 20], C: [30, 10], K: [8, 4]}")
+    flags = ("sweep", "--workload", tmp_path / "w.yaml", "--over", "units=1,2")
+    plain = reported(capsys, "cost", "--workload", tmp_path / "w.yaml")
+    assert [point["interval_cycles"] for point in reported(capsys, *flags)["points"]] == [
+        plain["approximate"]["interval"] / units for units in (1, 2)
+    ]
+    assert [(p["n"], p["M"]) for p in reported(capsys, *flags, "--M", 60)["points"]] == [(150, 60)] * 2
+    found = reported(capsys, *flags, "--over", "C=9")["points"]
+    assert [(p["M"], p["C"], p["K"]) for p in found] == [(35, 9, 6)] * 2
+
+
 def test_counts_of_the_paper(capsys):
     """Figures 11 and 12 where they have points, straight lines between and below; losses of quality added."""
     over = ("--over", "M=n/2,n/4,120,20", "--over", "T=5,10")
