@@ -124,6 +124,28 @@ def test_sorting_on_the_chip_is_an_estimate():
     assert "interval" in found.estimated
     other = performance(Hardware(), Workload(n=160, M=40, C=20, K=7, queries_per_key=320), pipeline="approximate")
     assert "cycles" in other.cost.estimated  # a sort of another size than was measured
+    measured = Hardware().host_sort_time * 1e9 / 320
+    assert other.preprocessing == pytest.approx(measured * (160 * math.log2(160)) / (320 * math.log2(320)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "pipelines"),
+    [
+        ({}, ()),
+        ({"units": 3}, ()),
+        ({"lanes": 2}, ("base", "approximate")),
+        ({"buffering": "single"}, ("base", "approximate")),
+        ({"selectors": 2}, ("approximate",)),
+        ({"queue_depth": 3}, ("approximate",)),
+        ({"refill_latency": 3}, ()),
+        ({"sram_rows": 100}, ("base", "approximate")),
+    ],
+)
+def test_cycles_of_what_the_paper_did_not_build_are_estimates(fields, pipelines):
+    workload = Workload(n=320, M=160, C=66, K=16)
+    for pipeline in ("base", "approximate"):
+        cost = performance(Hardware(**fields), workload, pipeline=pipeline).cost
+        assert ("cycles" in cost.estimated) == ("seconds" in cost.estimated) == (pipeline in pipelines)
 
 
 def test_a_host_that_sorts_takes_energy_if_it_is_said_how_much():
@@ -171,6 +193,10 @@ def test_selectors_and_lanes():
 def test_a_single_buffer_keeps_two_neighbours_from_working_at_once():
     found = performance(Hardware(buffering="single"), Workload(n=320, M=160, C=66, K=16), pipeline="approximate")
     assert (found.interval, found.bottleneck) == (164 + 73, "selector+dot_product")
+    two = performance(
+        Hardware(buffering="single", selectors=2), Workload(n=320, M=160, C=66, K=16), pipeline="approximate"
+    )
+    assert two.interval == (164 + 73) / 2
     base = performance(Hardware(buffering="single"), Workload(n=320), pipeline="base")
     assert base.interval == 2 * 329
 
@@ -183,6 +209,8 @@ def test_what_leaks_is_left_out_or_counted():
     leaked = counted.total_energy - without.total_energy
     assert leaked == pytest.approx(11.502e-3 * without.seconds)
     assert leaked / without.total_energy == pytest.approx(0.33, abs=0.02)
+    pair = performance(Hardware(selectors=2), workload, pipeline="approximate", static_energy=True).cost
+    assert pair.energy["selector.static"] == pytest.approx(2 * 5.08e-3 * pair.seconds)
     four = performance(Hardware(units=4), Workload(n=320), pipeline="base", static_energy=True).cost
     one = performance(Hardware(), Workload(n=320), pipeline="base", static_energy=True).cost
     assert four.total_energy == pytest.approx(one.total_energy)
@@ -212,6 +240,7 @@ def test_the_approximate_pipeline_streams_its_share():
     assert found.stage_cycles["dram"] == pytest.approx((2 * 300 * 2 + 100 * 64 + 20 * 64) / 2)
     assert found.bottleneck == "dram"
     assert found.interval == found.stage_cycles["dram"]
+    assert found.latency == 3 * found.interval + 20 + 3  # the exponent module reads nothing
     assert "cycles" in found.cost.estimated
 
 

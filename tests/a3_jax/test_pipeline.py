@@ -210,6 +210,14 @@ def test_the_cost_of_a_run_is_its_cycles_and_everybodys_energy():
     assert cost.energy["output"] == pytest.approx(50.918e-12 * workload.counts("K").sum())
 
 
+def test_the_cost_of_a_run_has_its_share_of_the_sort():
+    workload = Workload(n=320, M=40, C=30, K=8, queries=320, queries_per_key=320)
+    trace = simulate(Hardware(), workload, pipeline="approximate")
+    sort = Hardware().host_sort_time * 1e9
+    cost = run_cost(Hardware(), workload, trace, pipeline="approximate")
+    assert cost.cycles == pytest.approx(40 + 30 + 16 + 23 + 319 * 44 + sort)
+
+
 def test_a_trace_is_json():
     trace = simulate(Hardware(units=2), uneven_workload(np.random.default_rng(2), 9), pipeline="approximate")
     summary = json.loads(json.dumps(trace.to_dict()))
