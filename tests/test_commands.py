@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("command", ["anyprec", "ginex"])
+@pytest.mark.parametrize("command", ["anyprec", "ginex", "a3"])
 def test_ctrl_c_during_imports(tmp_path, command):
     package = tmp_path / f"{command}_jax"
     package.mkdir()
@@ -30,7 +30,7 @@ def test_ctrl_c_during_imports(tmp_path, command):
     assert (process.returncode, messages) == (130, b"interrupted\n")
 
 
-@pytest.mark.parametrize("command", ["anyprec", "ginex"])
+@pytest.mark.parametrize("command", ["anyprec", "ginex", "a3"])
 def test_a_command_runs(command):
     program = f"import bandwise_commands; bandwise_commands.{command}()"
     done = subprocess.run(

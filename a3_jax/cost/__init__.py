@@ -1,0 +1,1 @@
+"""What the accelerator of the paper costs: cycles, seconds, joules and square metres. NumPy alone."""
