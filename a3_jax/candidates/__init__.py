@@ -1,0 +1,1 @@
+"""Greedy candidate selection over sorted keys: the same scores in several forms."""

@@ -1,0 +1,96 @@
+"""The forms of the greedy search: one class of tests for all, against heaps and pointers."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from a3_jax.candidates.selection import greedy_scores, greedy_search, select_candidates
+from a3_jax.sorted_keys import SortedKeys, sort_keys
+from tests.a3_jax.selection_oracles import greedy_one_register, greedy_oracle
+
+FORMS = ("dense", "sorted", "sequential")
+CASES = 400
+
+Case = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+@functools.cache
+def cases(kind: str, num_rows: int, num_columns: int) -> Case:
+    """Queries, keys, numbers of iterations and masks. Small integers tie often; some keys repeat, some products are all negative."""
+    rng = np.random.default_rng([num_rows, num_columns, kind == "int"])
+    shape = (CASES, num_rows, num_columns)
+    if kind == "int":
+        query, key = rng.integers(-2, 3, (CASES, num_columns)), rng.integers(-3, 4, shape)
+    else:
+        query, key = rng.normal(size=(CASES, num_columns)), rng.normal(size=shape)
+        query[::5] = rng.integers(-1, 2, query[::5].shape)
+        key[1::5] = np.round(key[1::5])
+    key[2::7] = key[2::7, :1]  # all rows alike
+    query[3::7], key[3::7] = np.abs(query[3::7]), -np.abs(key[3::7])
+    key[4::31] = 0
+    iterations = rng.integers(1, num_rows * num_columns + 4, CASES)
+    mask = rng.random((CASES, num_rows)) < 0.7
+    mask[: CASES // 4], mask[-1] = True, False
+    dtype = np.int32 if kind == "int" else np.float32
+    return query.astype(dtype), key.astype(dtype), iterations.astype(np.int32), mask
+
+
+@functools.cache
+def expected(kind: str, shape: tuple[int, int], masked: bool, skip: bool) -> tuple[np.ndarray, np.ndarray]:
+    found = [
+        greedy_oracle(query, key, count, mask=mask if masked else None, skip_heuristic=skip)
+        for query, key, count, mask in zip(*cases(kind, *shape), strict=True)
+    ]
+    return np.stack([scores for scores, _ in found]), np.array([row for _, row in found])
+
+
+@functools.cache
+def prepared(kind: str, num_rows: int, num_columns: int) -> SortedKeys:
+    return jax.jit(jax.vmap(sort_keys))(cases(kind, num_rows, num_columns)[1])
+
+
+# Kind, shape, mask, heuristic.
+COMBINATIONS = (
+    *(
+        (kind, (5, 3), masked, skip)
+        for kind in ("int", "float")
+        for masked in (True, False)
+        for skip in (True, False)
+        if skip or masked
+    ),
+    ("int", (1, 1), True, True),
+    ("float", (6, 1), True, True),
+    ("int", (6, 1), False, True),
+    ("int", (1, 3), False, True),
+    ("float", (1, 3), True, True),
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+class TestForms:
+    @pytest.mark.parametrize(("kind", "shape", "masked", "skip"), COMBINATIONS)
+    def test_bits_of_the_oracle(self, form: str, kind: str, shape: tuple[int, int], masked: bool, skip: bool) -> None:
+        def search(query: Array, keys: SortedKeys, count: Array, mask: Array) -> tuple[Array, ...]:
+            return greedy_search(
+                query,
+                keys,
+                num_iterations=count,
+                max_iterations=shape[0] * shape[1] + 4,
+                mask=mask if masked else None,
+                skip_heuristic=skip,
+                implementation=form,
+            )
+
+        query, _, iterations, mask = cases(kind, *shape)
+        scores, rows, counts = jax.jit(jax.vmap(search))(query, prepared(kind, *shape), iterations, mask)
+        want_scores, want_rows = expected(kind, shape, masked, skip)
+        np.testing.assert_array_equal(np.asarray(scores), want_scores)
+        valid = want_rows >= 0
+        np.testing.assert_array_equal(np.asarray(rows)[valid], want_rows[valid])
+        num_valid = mask.sum(1) if masked else shape[0]
+        np.testing.assert_array_equal(np.asarray(counts), np.minimum(iterations, num_valid * shape[1]))
