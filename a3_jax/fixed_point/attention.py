@@ -12,7 +12,7 @@ from a3_jax.fixed_point.exponent import exponent
 from a3_jax.fixed_point.formats import AttentionFormat
 from a3_jax.fixed_point.thresholds import threshold_units
 from a3_jax.fixed_point.numbers import FixedPoint
-from a3_jax.sorted_keys import SortedKeys, sort_keys
+from a3_jax.sorted_keys import SortedKeys
 
 Fallback = Literal["largest_product", "argmax", "all"]
 
@@ -30,7 +30,7 @@ def fixed_point_attention(
     query: Int32[Array, " d"],
     key: Int32[Array, "n d"],
     value: Int32[Array, "n v"],
-    sorted_keys: SortedKeys | None = None,
+    sorted_keys: SortedKeys | None,
     *,
     format: AttentionFormat,
     num_iterations: Any = None,
@@ -49,7 +49,7 @@ def fixed_point_attention(
 
     Args:
       query, key, value: of `format.input.quantize`, |x| at most `format.input.largest`. Batches are `jax.vmap`.
-      sorted_keys: `sort_keys(key)` of the integers, whose ties the hardware sees; sorted here if it is missing and needed.
+      sorted_keys: `sort_keys(key)` of the integers, whose ties the hardware sees; None will do where the search is off.
       format: static.
       num_iterations: M, as in `greedy_scores`; None makes all valid rows candidates, which is the base pipeline.
       threshold_percent: T, a number; None keeps all candidates. Compared exactly, see `threshold_units`.
@@ -72,9 +72,11 @@ def fixed_point_attention(
     valid = jnp.ones(key.shape[0], bool) if mask is None else mask
     candidates, iterations = valid, jnp.int32(0)
     if num_iterations is not None:
+        if sorted_keys is None:
+            raise ValueError("sorted_keys: wanted those of `sort_keys(key)` for a search, got None")
         candidates, iterations = _candidates(
             query,
-            sort_keys(key) if sorted_keys is None else sorted_keys,
+            sorted_keys,
             format,
             fallback=fallback,
             num_iterations=num_iterations,

@@ -12,15 +12,15 @@ def threshold_units(threshold_percent: float, *, fraction_bits: int) -> int:
     """The largest distance from the best score, in units of `2^-fraction_bits`, that is kept: `floor(ln(100 / T) 2^fraction_bits)`.
 
     Distances are whole numbers of units, so that this is exact: a distance is above ln(100 / T) if and only if it is above the
-    integer below it. No other rounding has that property. ValueError if T is not above 0 and at most 100.
+    integer below it. No other rounding has that property. T = 0 keeps everything. ValueError if T is not in [0, 100].
     """
     if isinstance(threshold_percent, jax.Array):
         raise ValueError("threshold_percent: wanted a number known at compile time, as the hardware's is, got an array")
     threshold_percent = float(threshold_percent)
-    if not 0 < threshold_percent <= 100:
-        raise ValueError(
-            f"threshold_percent: wanted above 0 and at most 100, got {threshold_percent}; None turns the selection off"
-        )
+    if not 0 <= threshold_percent <= 100:
+        raise ValueError(f"threshold_percent: wanted a number of percent in [0, 100], got {threshold_percent}")
+    if threshold_percent == 0:
+        return _LARGEST
     with decimal.localcontext(prec=_DIGITS):
         distance = (100 / decimal.Decimal(threshold_percent)).ln() * 2**fraction_bits
     return min(int(distance), _LARGEST)

@@ -1,7 +1,5 @@
 """The integer pipeline against one in Python's integers, bit for bit."""
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -17,7 +15,7 @@ from a3_jax.fixed_point.formats import AttentionFormat
 from a3_jax.sorted_keys import sort_keys
 from tests.a3_jax import oracle_fixed_point as oracle
 
-BATCH = 6
+BATCH = 12
 
 
 class Group(NamedTuple):
@@ -118,6 +116,7 @@ def attend(group: Group, **more: Any) -> Callable[..., Any]:
             query,
             key,
             value,
+            sort_keys(key),
             format=group.format,
             num_iterations=group.iterations,
             threshold_percent=group.percent,
@@ -142,9 +141,109 @@ def assert_same(group: Group, found: Any) -> None:
         )
 
 
-@pytest.mark.parametrize(("n", "d", "groups"), [(1, 1, 8), (9, 1, 12), (7, 5, 30), (40, 8, 24), (33, 64, 8)])
-def test_every_bit_is_that_of_the_paper(n: int, d: int, groups: int) -> None:
+def test_every_bit_of_many_formats() -> None:
     # Without jit, so that formats do not compile anew.
-    for seed in range(groups):
-        group = random_group(seed, n, d)
+    for seed in range(24):
+        group = random_group(seed, 7, 5)
         assert_same(group, jax.vmap(attend(group))(group.query, group.key, group.value, group.mask))
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "groups"),
+    [(1, 1, 1), (9, 1, 2), (40, 8, 3), (33, 64, 1), (320, 64, 1)],
+)
+def test_every_bit_of_many_sizes(n: int, d: int, groups: int) -> None:
+    for seed in range(groups):
+        group = random_group(1000 + seed, n, d)
+        assert_same(group, jax.jit(jax.vmap(attend(group)))(group.query, group.key, group.value, group.mask))
+
+
+def test_ties_are_those_of_the_hardware_beyond_what_a_packed_key_holds() -> None:
+    """n d = 38,400 products, above 32,768, with few distinct values."""
+    rng = np.random.default_rng(5)
+    format = AttentionFormat(integer_bits=3, fraction_bits=2, n=600, division="late")
+    query, key = rng.integers(-3, 4, (2, 64)), rng.integers(-3, 4, (2, 600, 64))
+    value = rng.integers(-31, 32, (2, 600, 3))
+    arrays = [array.astype(np.int32) for array in (query, key, value)]
+    group = Group(format, *arrays, np.ones((2, 600), bool), 300, 5.0, {"fallback": "all", "skip_heuristic": True})
+    assert_same(group, jax.vmap(attend(group))(*arrays, group.mask))
+
+
+def attend_equal(n: int, *, num_valid: int | None = None, **options: Any) -> float:
+    """The output for n equal rows of value 1.0."""
+    format = AttentionFormat(n=n, d=1, **options)
+    one = format.input.quantize(jnp.ones((n, 1)))
+    mask = jnp.arange(n) < (n if num_valid is None else num_valid)
+    output, _ = fixed_point_attention(jnp.zeros(1, jnp.int32), one, one, None, format=format, mask=mask)
+    return float(format.output.to_float(output)[0])
+
+
+@pytest.mark.parametrize(
+    ("n", "floored", "nearest"),
+    [(1, 1, 1), (2, 1, 1), (256, 1, 1), (257, 0, 257 / 256), (320, 0, 1.25), (512, 0, 2), (513, 0, 0), (600, 0, 0)],
+)
+def test_uniform_attention_collapses_unless_division_is_late(n: int, floored: float, nearest: float) -> None:
+    """A weight has 8 fraction bits: 1/n is below the last one, or half of it, and what is rounded up adds up n times."""
+    assert attend_equal(n) == floored
+    assert attend_equal(n, division_rounding="nearest") == nearest
+    for rounding in ("floor", "nearest"):
+        assert attend_equal(n, division="late", division_rounding=rounding) == 1
+
+
+def test_a_single_row_of_a_saturating_score_loses_a_unit_and_late_division_restores_it() -> None:
+    assert attend_equal(5, num_valid=1) == 1
+    assert attend_equal(5, num_valid=1, score_of_one="saturate") == 1 - 1 / 256
+    assert attend_equal(5, num_valid=1, score_of_one="saturate", division="late") == 1
+
+
+def test_without_a_valid_row_the_output_is_0() -> None:
+    format = AttentionFormat(n=4, d=2)
+    ones = jnp.ones((4, 2), jnp.int32)
+    for iterations in (None, 3):
+        output, info = fixed_point_attention(
+            ones[0], ones, ones, sort_keys(ones), format=format, num_iterations=iterations, mask=jnp.zeros(4, bool)
+        )
+        assert output.tolist() == [0, 0]
+        assert (info.M, info.C, info.K, info.lse) == (0, 0, 0, -np.inf)
+
+
+def test_finer_formats_tend_to_exact_attention() -> None:
+    rng = np.random.default_rng(6)
+    query, key, value = (rng.normal(0, 0.5, shape).astype(np.float32) for shape in (16, (50, 16), (50, 4)))
+    scores = key.astype(np.float64) @ query
+    weights = np.exp(scores - scores.max())
+    exact, lse = weights @ value / weights.sum(), scores.max() + np.log(weights.sum())
+    for fraction_bits in (2, 4, 6, 8):
+        format = AttentionFormat(integer_bits=2, fraction_bits=fraction_bits, n=50, d=16)
+        output, info = fixed_point_attention(*map(format.input.quantize, (query, key, value)), None, format=format)
+        # Half a unit of every input moves a dot product by sum |q| + |k| + unit; scores and weights lose at most a unit of 2f each.
+        unit = 2.0**-fraction_bits
+        moved = unit / 2 * (np.abs(query).sum() + np.abs(key).sum(1).max() + 16 * unit) + 2**-8
+        lost = np.expm1(2 * moved) + 2 * 50 * unit**2
+        assert np.abs(format.output.to_float(output) - exact).max() <= lost * np.abs(value).max() + unit / 2
+        assert abs(info.lse - lse) <= moved + 50 * unit**2
+
+
+def test_64_bit_types_change_nothing() -> None:
+    group = random_group(3, 7, 5)
+    arrays = (group.query[0], group.key[0], group.value[0], group.mask[0])
+    output, _ = attend(group)(*map(jnp.asarray, arrays))
+    with jax.enable_x64(True):
+        wide, info = attend(group)(*map(jnp.asarray, arrays))
+    assert wide.dtype == output.dtype == info.K.dtype == jnp.int32
+    assert wide.tolist() == output.tolist()
+
+
+def test_what_does_not_fit_the_format_is_refused() -> None:
+    format = AttentionFormat(n=4, d=2)
+    ones = jnp.ones((5, 2), jnp.int32)
+    with pytest.raises(ValueError, match=r"key: wanted at most \[4, 2\], as the format says, got \[5, 2\]"):
+        fixed_point_attention(ones[0], ones, ones, None, format=format)
+    with pytest.raises(ValueError, match="query, value: wanted"):
+        fixed_point_attention(ones[0], ones[:4], ones, None, format=format)
+    with pytest.raises(ValueError, match="sorted_keys: wanted"):
+        fixed_point_attention(ones[0], ones[:4], ones[:4], None, format=format, num_iterations=1)
+    wide = AttentionFormat(integer_bits=6, fraction_bits=4, n=4096, d=64)
+    many = jnp.ones((4096, 64), jnp.int32)
+    with pytest.raises(ValueError, match="running_sum of 4096 iterations needs 32 bits"):
+        fixed_point_attention(many[0], many, many, sort_keys(many), format=wide, num_iterations=4096)
