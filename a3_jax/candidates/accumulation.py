@@ -17,45 +17,45 @@ from jaxtyping import Array, Bool, Int32, Real
 
 from a3_jax.candidates.iterations import Iterations
 
-_UNROLL = 8  # additions in a row, which the compiler would otherwise loop over one by one
-
 
 class Pops(NamedTuple):
-    """The entries that one side would pop, in order."""
+    """The entries that the two sides would pop, in order: first the side of the largest, then that of the smallest.
 
-    products: Real[Array, " limit"]
-    rows: Int32[Array, " limit"]
-
-
-def accumulate(
-    largest: Pops, smallest: Pops, *, iterations: Iterations, num_rows: int, skip_heuristic: bool
-) -> Real[Array, " n"]:
-    """Greedy scores: per row the sum of its max entries plus the sum of its min entries, each added up in the order of the pops.
-
-    O(M log M) time, O(M) memory.
+    Products of the second side are negated: what leads, on either side, is the largest.
     """
-    iteration = jnp.arange(iterations.limit, dtype=jnp.int32)
-    active = iteration < iterations.count
-    gained = jnp.where(active, jnp.maximum(largest.products, 0), 0)
-    lost = jnp.where(active, jnp.minimum(smallest.products, 0), 0)
+
+    products: Real[Array, "2 limit"]
+    rows: Int32[Array, "2 limit"]
+
+
+def accumulate(pops: Pops, *, iterations: Iterations, num_rows: int, skip_heuristic: bool) -> Real[Array, " n"]:
+    """Greedy scores: per row the sum of its max pops less that of its min pops, each added up in the order of the pops.
+
+    O(M log M) time, O(M + n) memory.
+    """
+    active = jnp.arange(iterations.limit, dtype=jnp.int32) < iterations.count
+    amounts = jnp.where(active, jnp.maximum(pops.products, 0), 0)
     if skip_heuristic:
-        lost = jnp.where(_happens(gained, lost, iterations.count), lost, 0)
-    zeros = jnp.zeros(num_rows, gained.dtype)
-    return zeros.at[largest.rows].add(gained) + zeros.at[smallest.rows].add(lost)
+        happens = jnp.stack([active, _happens(amounts, iterations.count)])
+        amounts = jnp.where(happens, amounts, 0)
+    # One scatter for both: the rows of the second side lie behind those of the first.
+    places = pops.rows + jnp.array([[0], [num_rows]], jnp.int32)
+    gained, lost = jnp.zeros(2 * num_rows, amounts.dtype).at[places.ravel()].add(amounts.ravel()).reshape(2, num_rows)
+    return gained - lost
 
 
-def _happens(
-    gained: Real[Array, " limit"], lost: Real[Array, " limit"], count: Int32[Array, ""]
-) -> Bool[Array, " limit"]:
+def _happens(amounts: Real[Array, "2 limit"], count: Int32[Array, ""]) -> Bool[Array, " limit"]:
     """Whether each min pop happens within `count` iterations. Iterations count from 0 here."""
-    debt = -jnp.concatenate([jnp.zeros_like(lost[:1]), running_sum(lost)[:-1]])
-    paid = jnp.searchsorted(running_sum(gained), debt, side="left").astype(jnp.int32)
+    gained, lost = _running_sum(amounts)
+    lost_before = jnp.concatenate([jnp.zeros_like(lost[:1]), lost[:-1]])
+    ready = jnp.searchsorted(gained, lost_before, side="left").astype(jnp.int32)
     turn = jnp.arange(lost.shape[0], dtype=jnp.int32)
-    return turn + jax.lax.cummax(paid - turn) < count
+    return turn + jax.lax.cummax(ready - turn) < count
 
 
-def running_sum(x: Real[Array, " limit"]) -> Real[Array, " limit"]:
-    """The sum up to and with each element. Floats are added from left to right, so that every form rounds alike."""
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        return jnp.cumsum(x, dtype=x.dtype)
-    return jax.lax.scan(lambda total, element: (total + element,) * 2, jnp.zeros_like(x[0]), x, unroll=_UNROLL)[1]
+def _running_sum(amounts: Real[Array, "2 limit"]) -> Real[Array, "2 limit"]:
+    """Sums up to and with each element. Floats are added from left to right, so that every form rounds alike."""
+    if jnp.issubdtype(amounts.dtype, jnp.integer):
+        return jnp.cumsum(amounts, axis=1, dtype=amounts.dtype)
+    zeros = jnp.zeros_like(amounts[:, 0])
+    return jax.lax.scan(lambda total, element: (total + element,) * 2, zeros, amounts.T)[1].T

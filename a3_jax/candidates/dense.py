@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, Real
 
 from a3_jax.candidates.accumulation import Pops, accumulate
-from a3_jax.candidates.columns import from_top, lowest, multiply, product_type
+from a3_jax.candidates.columns import lowest, met_from_top, multiply, signed_query
 from a3_jax.candidates.iterations import Iterations
 from a3_jax.sorted_keys import SortedKeys
 
@@ -19,31 +19,16 @@ def dense_scores(
     skip_heuristic: bool,
 ) -> tuple[Real[Array, " n"], Int32[Array, ""]]:
     """Greedy scores, and the row of the largest product. O(n d log(n d)) time, O(n d) memory."""
-    query = query.astype(product_type(query, keys.values))
-    products = multiply(keys.values, jnp.broadcast_to(query[:, None], keys.values.shape))
-    valid = None if mask is None else mask[keys.rows]
-    largest, smallest = (
-        _pops(products if largest else -products, keys.rows, valid, from_top(query, largest=largest), iterations.limit)
-        for largest in (True, False)
-    )
-    smallest = Pops(-smallest.products, smallest.rows)
-    scores = accumulate(
-        largest, smallest, iterations=iterations, num_rows=keys.rows.shape[1], skip_heuristic=skip_heuristic
-    )
-    return scores, largest.rows[0]
-
-
-def _pops(
-    products: Real[Array, "d n"],
-    rows: Int32[Array, "d n"],
-    valid: Bool[Array, "d n"] | None,
-    top: Bool[Array, " d"],
-    limit: int,
-) -> Pops:
-    """The largest products in the order of the pops. Of equal ones `top_k` takes the one that stands first: [column, position]."""
-    if valid is not None:
-        products = jnp.where(valid, products, lowest(products.dtype))
-    products = jnp.where(top[:, None], products[:, ::-1], products)
-    rows = jnp.where(top[:, None], rows[:, ::-1], rows)
-    found, places = jax.lax.top_k(products.ravel(), limit)
-    return Pops(found, rows.ravel()[places])
+    shape = (2, *keys.values.shape)
+    signed = signed_query(query, keys.values)[:, :, None]
+    products = multiply(jnp.broadcast_to(keys.values, shape), jnp.broadcast_to(signed, shape))
+    if mask is not None:
+        products = jnp.where(mask[keys.rows], products, lowest(products.dtype))
+    top = met_from_top(query)[:, :, None]
+    products = jnp.where(top, products[..., ::-1], products).reshape(2, -1)
+    rows = jnp.where(top, keys.rows[:, ::-1], keys.rows).reshape(2, -1)
+    # Of equal products `top_k` takes the one that stands first: lowest column, then lowest traversal position.
+    found, places = jax.lax.top_k(products, iterations.limit)
+    pops = Pops(found, jnp.take_along_axis(rows, places, axis=1))
+    scores = accumulate(pops, iterations=iterations, num_rows=keys.rows.shape[1], skip_heuristic=skip_heuristic)
+    return scores, pops.rows[0, 0]

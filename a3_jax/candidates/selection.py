@@ -1,5 +1,6 @@
 """Greedy candidate selection for one query: A3's search over sorted keys (HPCA 2020, sections IV-B and IV-C)."""
 
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -10,11 +11,24 @@ from a3_jax.candidates.dense import dense_scores
 from a3_jax.candidates.iterations import resolve_iterations
 from a3_jax.candidates.prefixes import sorted_scores
 from a3_jax.candidates.sequential import sequential_scores
+from a3_jax.candidates.threshold import threshold_scores
 from a3_jax.sorted_keys import SortedKeys
 
-Implementation: TypeAlias = Literal["dense", "sorted", "sequential"]
+Implementation: TypeAlias = Literal["dense", "sorted", "threshold", "sequential"]
 
-_FORMS = {"dense": dense_scores, "sorted": sorted_scores, "sequential": sequential_scores}
+_FORMS = {
+    "dense": dense_scores,
+    "sorted": sorted_scores,
+    "threshold": threshold_scores,
+    "sequential": sequential_scores,
+}
+
+
+def form(name: str) -> Callable[..., tuple[Real[Array, " n"], Int32[Array, ""]]]:
+    """The search of that name."""
+    if name not in _FORMS:
+        raise ValueError(f"implementation: wanted one of {', '.join(_FORMS)}, got {name!r}")
+    return _FORMS[name]
 
 
 def greedy_search(
@@ -28,9 +42,8 @@ def greedy_search(
     implementation: Implementation = "dense",
 ) -> tuple[Real[Array, " n"], Int32[Array, ""], Int32[Array, ""]]:
     """`greedy_scores`, with the row of the largest product and the number of iterations that were made."""
-    if implementation not in _FORMS:
-        raise ValueError(f"implementation: wanted one of {', '.join(_FORMS)}, got {implementation!r}")
-    query, sorted_keys = jax.lax.stop_gradient((query, sorted_keys))
+    search = form(implementation)
+    query = jax.lax.stop_gradient(query)  # that of the keys was stopped when they were sorted
     num_columns, num_rows = sorted_keys.rows.shape
     iterations = resolve_iterations(
         num_iterations,
@@ -39,7 +52,6 @@ def greedy_search(
         num_columns=num_columns,
         num_valid=None if mask is None else jnp.sum(mask, dtype=jnp.int32),
     )
-    search = _FORMS[implementation]
     scores, first_row = search(query, sorted_keys, mask, iterations=iterations, skip_heuristic=skip_heuristic)
     return scores, first_row, iterations.count
 
@@ -74,6 +86,8 @@ def greedy_scores(
         another order.) With m = min(M, n):
           * "dense" takes all products: O(n d log(n d)) time, O(n d) memory.
           * "sorted" takes the ends of the columns: O(d m log(d m)) time, O(d m) memory; a mask costs O(n d) time more.
+          * "threshold" finds the M-th largest product by bisection of columns and takes exactly M entries: O(b d log n + M log M) time
+            for products of b bits, O(M + n) memory; a mask O(n d) more.
           * "sequential" takes one iteration after the other: O(M d) time, M steps in a row, O(n + d) memory; a mask O(n d) more.
         None of them beats the exact product of keys and query on a CPU or a GPU: they say what the accelerator selects.
 

@@ -6,19 +6,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, Real
 
-from a3_jax.candidates.columns import Columns, entries, from_top, lowest, masked_columns
+from a3_jax.candidates.columns import columns_of, entries
 from a3_jax.candidates.iterations import Iterations
 from a3_jax.sorted_keys import SortedKeys
 
 
-class _Side(NamedTuple):
-    """One of the two searches: the next entry of every column, and what was popped so far. Products of min pops are negated."""
+class _State(NamedTuple):
+    """By side: the next entry of every column with its position, and what was popped so far."""
 
-    products: Real[Array, " d"]
-    rows: Int32[Array, " d"]
-    positions: Int32[Array, " d"]
-    total: Real[Array, ""]
-    scores: Real[Array, " n"]
+    products: Real[Array, "2 d"]
+    rows: Int32[Array, "2 d"]
+    positions: Int32[Array, "2 d"]
+    totals: Real[Array, " 2"]
+    scores: Real[Array, "2 n"]
 
 
 def sequential_scores(
@@ -34,51 +34,32 @@ def sequential_scores(
     O(M d) time in a loop of M steps, O(n + d) memory. With a mask the valid entries of every column are found first: O(n d) time and
     memory more.
     """
-    columns = masked_columns(query, keys, mask)
-    tops = {largest: from_top(query, largest=largest) for largest in (True, False)}
-    largest, smallest = (_start(columns, tops[largest], largest) for largest in (True, False))
-    first_row = largest.rows[jnp.argmax(largest.products)]
+    num_columns, num_rows = keys.rows.shape
+    columns = columns_of(query, keys, mask)
+    sides = jnp.arange(2, dtype=jnp.int32)
+    positions = jnp.zeros((2, num_columns), jnp.int32)
+    every_column = jnp.broadcast_to(jnp.arange(num_columns, dtype=jnp.int32), positions.shape)
+    products, rows = entries(columns, jnp.broadcast_to(sides[:, None], positions.shape), every_column, positions)
+    zeros = jnp.zeros((2, num_rows), products.dtype)
 
-    def iterate(_: Int32[Array, ""], sides: tuple[_Side, _Side]) -> tuple[_Side, _Side]:
-        largest, smallest = sides
-        largest = _pop(columns, tops[True], largest, True, jnp.bool_(True))
-        popped = (largest.total >= smallest.total) if skip_heuristic else jnp.bool_(True)
-        return largest, _pop(columns, tops[False], smallest, False, popped)
+    def iterate(_: Int32[Array, ""], state: _State) -> _State:
+        # Of equal products `argmax` takes that of the lowest column.
+        leading = jnp.argmax(state.products, axis=1).astype(jnp.int32)
+        amounts = jnp.maximum(state.products[sides, leading], 0)
+        popped = jnp.ones(2, bool)
+        if skip_heuristic:
+            popped = popped.at[1].set(state.totals[0] + amounts[0] >= state.totals[1])
+        amounts = jnp.where(popped, amounts, 0)
+        moved = state.positions[sides, leading] + popped
+        product, row = entries(columns, sides, leading, moved)
+        return _State(
+            products=state.products.at[sides, leading].set(product),
+            rows=state.rows.at[sides, leading].set(row),
+            positions=state.positions.at[sides, leading].set(moved),
+            totals=state.totals + amounts,
+            scores=state.scores.at[sides, state.rows[sides, leading]].add(amounts),
+        )
 
-    largest, smallest = jax.lax.fori_loop(0, iterations.count, iterate, (largest, smallest))
-    return largest.scores - smallest.scores, first_row
-
-
-def _start(columns: Columns, top: Bool[Array, " d"], largest: bool) -> _Side:
-    every = jnp.arange(columns.rows.shape[0], dtype=jnp.int32)
-    products, rows = _front(columns, top, every, jnp.zeros_like(every), largest)
-    scores = jnp.zeros(columns.rows.shape[1], products.dtype)
-    return _Side(products, rows, jnp.zeros_like(every), jnp.zeros((), products.dtype), scores)
-
-
-def _front(
-    columns: Columns,
-    top: Bool[Array, " d"],
-    column: Int32[Array, "*shape"],
-    position: Int32[Array, "*shape"],
-    largest: bool,
-) -> tuple[Real[Array, "*shape"], Int32[Array, "*shape"]]:
-    """The next entry of columns; a column that has run out is never chosen."""
-    products, rows = entries(columns, top, column, position)
-    products = products if largest else -products
-    return jnp.where(position < columns.num_valid, products, lowest(products.dtype)), rows
-
-
-def _pop(columns: Columns, top: Bool[Array, " d"], side: _Side, largest: bool, popped: Bool[Array, ""]) -> _Side:
-    """Takes the entry that leads, of equal ones that of the lowest column, and moves its pointer."""
-    column = jnp.argmax(side.products).astype(jnp.int32)
-    gained = jnp.where(popped, jnp.maximum(side.products[column], 0), 0)
-    position = side.positions[column] + popped
-    product, row = _front(columns, top, column, position, largest)
-    return _Side(
-        products=side.products.at[column].set(product),
-        rows=side.rows.at[column].set(row),
-        positions=side.positions.at[column].set(position),
-        total=side.total + gained,
-        scores=side.scores.at[side.rows[column]].add(gained),
-    )
+    start = _State(products, rows, positions, jnp.zeros(2, products.dtype), zeros)
+    gained, lost = jax.lax.fori_loop(0, iterations.count, iterate, start).scores
+    return gained - lost, rows[0, jnp.argmax(products[0])]

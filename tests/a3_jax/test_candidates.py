@@ -1,7 +1,6 @@
 """The forms of the greedy search: one class of tests for all, against heaps and pointers."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,11 @@ import numpy as np
 import pytest
 from jax import Array
 
-from a3_jax.candidates.selection import greedy_scores, greedy_search, select_candidates
+from a3_jax.candidates.selection import greedy_scores, greedy_search
 from a3_jax.sorted_keys import SortedKeys, sort_keys
 from tests.a3_jax.selection_oracles import greedy_one_register, greedy_oracle
 
-FORMS = ("dense", "sorted", "sequential")
+FORMS = ("dense", "sorted", "threshold", "sequential")
 CASES = 400
 
 Case = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -94,3 +93,39 @@ class TestForms:
         np.testing.assert_array_equal(np.asarray(rows)[valid], want_rows[valid])
         num_valid = mask.sum(1) if masked else shape[0]
         np.testing.assert_array_equal(np.asarray(counts), np.minimum(iterations, num_valid * shape[1]))
+
+    @pytest.mark.parametrize("kind", ["int", "float"])
+    def test_ties_where_places_do_not_fit_fifteen_bits(self, form: str, kind: str) -> None:
+        query, key = big_case(kind)
+        assert key.size > 2**15
+        keys = sort_keys(jnp.asarray(key))
+        scores = jax.jit(functools.partial(greedy_scores, num_iterations=300, implementation=form))(query, keys)
+        np.testing.assert_array_equal(np.asarray(scores), big_expected(kind))
+
+    def test_bfloat16_is_multiplied_in_float32(self, form: str) -> None:
+        query, key = (jnp.asarray(array[:5], jnp.bfloat16) for array in cases("float", 5, 3)[:2])
+        for one_query, one_key in zip(query, key, strict=True):
+            scores = greedy_scores(one_query, sort_keys(one_key), num_iterations=9, implementation=form)
+            want, _ = greedy_oracle(np.asarray(one_query, np.float32), np.asarray(one_key, np.float32), 9)
+            np.testing.assert_array_equal(np.asarray(scores), want)
+
+
+@functools.cache
+def big_case(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(7)
+    if kind == "int":
+        return rng.integers(-2, 3, 64).astype(np.int32), rng.integers(-3, 4, (520, 64)).astype(np.int32)
+    return rng.normal(size=64).astype(np.float32), rng.normal(size=(520, 64)).astype(np.float32)
+
+
+@functools.cache
+def big_expected(kind: str) -> np.ndarray:
+    return greedy_oracle(*big_case(kind), 300)[0]
+
+
+def test_heaps_and_one_register_agree_where_nothing_is_rounded() -> None:
+    """The two oracles, written apart: pointers and two registers a row; all products sorted and one register."""
+    for query, key, count, _ in zip(*cases("int", 5, 3), strict=True):
+        for skip in (True, False):
+            pointers, _ = greedy_oracle(query, key, count, skip_heuristic=skip)
+            np.testing.assert_array_equal(pointers, greedy_one_register(query, key, count, skip_heuristic=skip))
