@@ -1,29 +1,19 @@
 """A3's pipeline in integers, base and approximate, for one query (HPCA 2020, sections III to V)."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
+from a3_jax.attention.approximate import Fallback, Info, fall_back
 from a3_jax.candidates.iterations import resolve_iterations
 from a3_jax.candidates.selection import Implementation, greedy_search
 from a3_jax.fixed_point.division import divide
 from a3_jax.fixed_point.exponent import exponent
 from a3_jax.fixed_point.formats import AttentionFormat
-from a3_jax.fixed_point.thresholds import threshold_units
 from a3_jax.fixed_point.numbers import FixedPoint
+from a3_jax.fixed_point.thresholds import threshold_units
 from a3_jax.sorted_keys import SortedKeys
-
-Fallback = Literal["largest_product", "argmax", "all"]
-
-
-class Info(NamedTuple):
-    candidates: Bool[Array, " n"]
-    kept: Bool[Array, " n"]
-    lse: Float[Array, ""]
-    M: Int32[Array, ""]
-    C: Int32[Array, ""]
-    K: Int32[Array, ""]
 
 
 def fixed_point_attention(
@@ -34,7 +24,7 @@ def fixed_point_attention(
     *,
     format: AttentionFormat,
     num_iterations: Any = None,
-    threshold_percent: float | None = None,
+    threshold_percent: float | int | None = None,
     mask: Bool[Array, " n"] | None = None,
     fallback: Fallback = "largest_product",
     skip_heuristic: bool = True,
@@ -62,13 +52,14 @@ def fixed_point_attention(
       exponentials that the exponent unit gives.
 
     Raises:
-      ValueError: for shapes beyond the format's n and d, an M that is so large that the sum that the skip heuristic watches can overflow, and
-        arguments that `greedy_scores` refuses.
+      ValueError: for shapes beyond the format's n and d, an M for which the sum that the skip heuristic watches can overflow, a
+        search without sorted keys, and arguments that `greedy_scores` and `threshold_units` refuse.
 
     Cost: that of the candidate search and O(n (d + v)) time; the dot products of all rows are computed and those of others than
     candidates not used.
     """
-    _check_shapes(query, key, value, format)
+    if key.shape[0] > format.n or key.shape[1] > format.d:
+        raise ValueError(f"key: wanted at most [{format.n}, {format.d}], as the format says, got {list(key.shape)}")
     valid = jnp.ones(key.shape[0], bool) if mask is None else mask
     candidates, iterations = valid, jnp.int32(0)
     if num_iterations is not None:
@@ -129,12 +120,7 @@ def _candidates(
     )
     found = scores > 0
     valid = jnp.ones(rows, bool) if mask is None else mask
-    instead = valid
-    if fallback == "largest_product":
-        instead = jnp.arange(rows) == first_row
-    elif fallback == "argmax":
-        instead = jnp.arange(rows) == jnp.argmax(jnp.where(valid, scores, -(2**31)))
-    return jnp.where(jnp.any(found), found, instead & valid), count
+    return jnp.where(jnp.any(found), found, fall_back(fallback, scores, first_row, valid)), count
 
 
 def _weighted_values(
@@ -158,16 +144,3 @@ def _log_sum(largest: Int32[Array, ""], expsum: Int32[Array, ""], format: Attent
     """Of the exponentials as they are in the integers; minus infinity without any."""
     to_float = FixedPoint(0, 2 * format.fraction_bits).to_float
     return jnp.where(expsum > 0, to_float(largest) + jnp.log(to_float(jnp.maximum(expsum, 1))), -jnp.inf)
-
-
-def _check_shapes(
-    query: Int32[Array, " d"], key: Int32[Array, "n d"], value: Int32[Array, "n v"], format: AttentionFormat
-) -> None:
-    rows, columns = key.shape
-    if rows > format.n or columns > format.d:
-        raise ValueError(f"key: wanted at most [{format.n}, {format.d}], as the format says, got [{rows}, {columns}]")
-    if query.shape != (columns,) or value.ndim != 2 or value.shape[0] != rows:
-        raise ValueError(
-            f"query, value: wanted [{columns}] and [{rows}, v] for a key of [{rows}, {columns}], "
-            f"got {list(query.shape)} and {list(value.shape)}"
-        )

@@ -21,12 +21,10 @@ def exponent_tables(format: AttentionFormat) -> tuple[Int32[np.ndarray, " upper"
     """
     bits = format.index_integer_bits + format.index_fraction_bits
     lower = bits // 2
-    return tuple(
-        _table(2**size, step, format.entry_bits, format.entry_rounding)
-        for size, step in (
-            (bits - lower, lower - format.index_fraction_bits),
-            (lower, -format.index_fraction_bits),
-        )
+    entry = {"entry_bits": format.entry_bits, "rounding": format.entry_rounding}
+    return (
+        _table(2 ** (bits - lower), lower - format.index_fraction_bits, **entry),
+        _table(2**lower, -format.index_fraction_bits, **entry),
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int32
 
 _FLOAT32_BITS = 24  # integers up to 2^24 are floats of 32 bits
@@ -29,7 +30,7 @@ class FixedPoint:
         """The largest k."""
         return 2**self.bits - 1
 
-    def quantize(self, x: Float[Array, "*shape"]) -> Int32[Array, "*shape"]:
+    def quantize(self, x: Float[Array | np.ndarray, "*shape"]) -> Int32[Array, "*shape"]:
         """The nearest k, of two equally near the even one; what is out of range becomes its end. NaN becomes any number.
 
         ValueError if the numbers have more than 24 bits, which no float32 tells apart.
@@ -37,7 +38,7 @@ class FixedPoint:
         if self.bits > _FLOAT32_BITS:
             raise ValueError(f"quantize: wanted at most {_FLOAT32_BITS} bits and a sign, got {self.bits}")
         # Scaling by a power of two is exact, or overflows to what is clamped anyway.
-        scaled = jnp.round(x.astype(jnp.float32) * jnp.float32(2.0**self.fraction_bits))
+        scaled = jnp.round(jnp.asarray(x, jnp.float32) * jnp.float32(2.0**self.fraction_bits))
         return jnp.clip(scaled, -self.largest, self.largest).astype(jnp.int32)
 
     def to_float(self, k: Int32[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -8,7 +8,7 @@ _DIGITS = 50
 _LARGEST = 2**31 - 1  # above every distance of an int32
 
 
-def threshold_units(threshold_percent: float, *, fraction_bits: int) -> int:
+def threshold_units(threshold_percent: float | int, *, fraction_bits: int) -> int:
     """The largest distance from the best score, in units of `2^-fraction_bits`, that is kept: `floor(ln(100 / T) 2^fraction_bits)`.
 
     Distances are whole numbers of units, so that this is exact: a distance is above ln(100 / T) if and only if it is above the
