@@ -17,7 +17,7 @@ quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Succes
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-epoch bench-billion bench-growth bench-peers aot parity clean
+.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -50,7 +50,7 @@ format: $(VENV)/lint.installed  ## rewrite the files as `lint` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quantize bench-matmul bench-head bench-decode bench-quality bench-sample bench-gather bench-ingest bench-plan  ## every benchmark; results in benchmarks/results
+bench: bench-quantize bench-matmul bench-head bench-decode bench-quality bench-sample bench-gather bench-ingest bench-plan bench-attention  ## every benchmark; results in benchmarks/results
 
 bench-quantize: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.anyprec_quantize
@@ -78,6 +78,9 @@ bench-ingest: $(VENV)/bench.installed
 
 bench-plan: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.ginex_plan
+
+bench-attention: $(VENV)/bench.installed
+	$(BIN)/python -m benchmarks.a3_attention
 
 bench-epoch: $(VENV)/bench.installed  ## the same batches by memory map, LRU, a fixed set and Ginex, at scale 26 (39 GB of disk, hours)
 	$(BIN)/python -m benchmarks.ginex_epoch $(EPOCH)

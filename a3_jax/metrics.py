@@ -1,12 +1,13 @@
 """How much an approximation loses, and what it reads."""
 
-from typing import Any, TypeVar
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-Count = TypeVar("Count", int, float, Any)
+Count: TypeAlias = int | float | np.ndarray | jax.Array
 
 
 def top_k_recall(

@@ -53,7 +53,7 @@ def approx_dot_product_attention(
     _check_shapes(query, key, value, mask)
     (num_batches, num_queries, num_heads, dim), (_, num_keys, num_key_heads, _) = query.shape, key.shape
     group = num_heads // num_key_heads
-    scale = dim**-0.5 if scale is None else scale
+    factor = dim**-0.5 if scale is None else scale
     chunk = max(1, _CHUNK_PRODUCTS // (2 * dim * num_keys)) if chunk_size is None else chunk_size
     if chunk < 1:
         raise ValueError(f"chunk_size: wanted at least 1 query, got {chunk_size}")
@@ -83,7 +83,7 @@ def approx_dot_product_attention(
                 sorted_keys,
                 num_iterations=num_iterations,
                 threshold_percent=threshold_percent,
-                scale=scale,
+                scale=factor,
                 mask=seen_by(batch, key_head * group + place % group, place // group),
                 fallback=fallback,
                 skip_heuristic=skip_heuristic,

@@ -57,5 +57,9 @@ def _running_sum(amounts: Real[Array, "2 limit"]) -> Real[Array, "2 limit"]:
     """Sums up to and with each element. Floats are added from left to right, so that every form rounds alike."""
     if jnp.issubdtype(amounts.dtype, jnp.integer):
         return jnp.cumsum(amounts, axis=1, dtype=amounts.dtype)
-    zeros = jnp.zeros_like(amounts[:, 0])
-    return jax.lax.scan(lambda total, element: (total + element,) * 2, zeros, amounts.T)[1].T
+
+    def add(total: Real[Array, " 2"], element: Real[Array, " 2"]) -> tuple[Real[Array, " 2"], Real[Array, " 2"]]:
+        total = total + element
+        return total, total
+
+    return jax.lax.scan(add, jnp.zeros_like(amounts[:, 0]), amounts.T)[1].T
