@@ -113,6 +113,8 @@ def test_quantizing_rounds_to_even_and_clamps_to_a_symmetric_range() -> None:
         {"index_integer_bits": 3, "index_fraction_bits": 4, "score_of_one": "saturate"},
         {"fraction_bits": 2, "index_integer_bits": 2, "index_fraction_bits": 9, "entry_bits": 20},
         {"fraction_bits": 8, "integer_bits": 2, "n": 8},
+        {"index_integer_bits": 0, "index_fraction_bits": 10},  # saturates where scores are large
+        {"index_integer_bits": 1, "index_fraction_bits": 7},
     ],
 )
 def test_scores_of_every_index_are_those_of_big_integers(options: dict[str, Any]) -> None:
