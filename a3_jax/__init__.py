@@ -9,6 +9,9 @@ from a3_jax.attention.validation import validate as validate
 from a3_jax.candidates.selection import Implementation as Implementation
 from a3_jax.candidates.selection import greedy_scores as greedy_scores
 from a3_jax.candidates.selection import select_candidates as select_candidates
+from a3_jax.fixed_point.attention import fixed_point_attention as fixed_point_attention
+from a3_jax.fixed_point.formats import AttentionFormat as AttentionFormat
+from a3_jax.fixed_point.numbers import FixedPoint as FixedPoint
 from a3_jax.metrics import bytes_touched as bytes_touched
 from a3_jax.metrics import output_error as output_error
 from a3_jax.metrics import softmax_mass as softmax_mass

@@ -1,4 +1,4 @@
-"""The Python snippets of the README about graphs run as they stand, one after the other, in an empty folder."""
+"""The Python snippets of the README about graphs and attention run as they stand, one after the other, in an empty folder."""
 
 import re
 from pathlib import Path
@@ -25,6 +25,14 @@ def test_the_snippets_about_graphs_run(
     sampled, loaded = printed
     assert re.match(r"\(\d+, 64\) \[\(\d+, 10\), \(500, 10\)\]", sampled)
     assert re.match(r"\d+% of the rows were in the cache MemorySplit", loaded)
+
+
+def test_the_snippet_about_attention_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (snippet,) = snippets("a3_jax")
+    exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
+    assert re.fullmatch(
+        r"\d+ of 320 rows looked at, \d+ kept, error 0\.\d+\n\d+ \d+ \(64,\)\n", capsys.readouterr().out
+    )
 
 
 def test_flags_of_the_commands_exist() -> None:

@@ -88,7 +88,7 @@ def approx_attention(
             implementation=implementation,
         )
         candidates = greedy > 0
-        candidates = jnp.where(jnp.any(candidates), candidates, _fall_back(fallback, greedy, first_row, valid))
+        candidates = jnp.where(jnp.any(candidates), candidates, fall_back(fallback, greedy, first_row, valid))
     scores = score_rows(query, key)
     kept = candidates
     if threshold_percent is not None:
@@ -102,9 +102,10 @@ def check_fallback(name: str) -> None:
         raise ValueError(f"fallback: wanted one of {', '.join(get_args(Fallback))}, got {name!r}")
 
 
-def _fall_back(
+def fall_back(
     fallback: Fallback, greedy: Real[Array, " n"], first_row: Int32[Array, ""], valid: Bool[Array, " n"]
 ) -> Bool[Array, " n"]:
+    """The candidates where no greedy score is above 0."""
     if fallback == "all":
         return valid
     if fallback == "argmax":

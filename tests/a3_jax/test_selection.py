@@ -44,7 +44,8 @@ class TestFigures:
         np.testing.assert_allclose(np.asarray(found), scores, atol=1e-6)
 
     def test_candidates_of_figure_6(self) -> None:
-        found = select_candidates(jnp.asarray(QUERY), sort_keys(jnp.asarray(KEY)), num_iterations=3)
+        select = jax.jit(lambda query, key: select_candidates(query, sort_keys(key), num_iterations=3))
+        found = select(jnp.asarray(QUERY), jnp.asarray(KEY))
         assert found.tolist() == [False, False, True, True]
 
     def test_errata_of_figure_6(self) -> None:

@@ -151,6 +151,6 @@ def test_mistakes(changes, complaint):
 def test_a_step_allocates_nothing_with_the_graph():
     """The tables are made once: a step is given all of its memory."""
     cache = new_queue(np.full(10, -1, np.int32), 4, 3)
-    links, writes, hits = np.empty(2, np.int32), np.array([1, -1], np.int32), np.empty(2, np.int32)
-    assert take_step(cache, 0, np.array([7, 3]), writes, np.empty(0, np.uint16), False, links, hits) == 2
+    writes, hits = np.array([1, -1], np.int32), np.empty(2, np.int32)
+    assert take_step(cache, 0, np.array([7, 3]), writes, np.empty(0, np.uint16), False, hits) == 2
     assert (hits.tolist(), writes.tolist()) == ([-1, -1], [0, -1])
