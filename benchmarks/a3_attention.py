@@ -7,10 +7,10 @@ of sorting stand in the record. 4,096 queries at 320 rows, `--queries` at more, 
 compiled loop, so that a call from Python, which takes longer than exact attention over few rows, does not count.
     exact     softmax(K q) V, of all queries as two matrix products, of one query as two products of matrix and vector
     a form    `greedy_scores` of that form alone
-    attention `approx_attention` with the fastest form: search, scores of all rows, softmax over the candidates
-The ratio is time over that of exact attention: above 1 is slower. The bound of exact attention is the time in which a chunk's
-multiplications, or one query's bytes, pass at what a large matrix product and a large sum reach here. The forms say what an accelerator
-would select; they are functional models, and expected to lose. Writes results/a3_attention.json.
+    attention `approx_attention` with the sequential form: search, scores of all rows, softmax over the candidates
+The ratio is time over that of exact attention: above 1 is slower. The bound of exact attention is the time in which its
+multiplications, or one query's bytes, pass at what a large matrix product and a large sum reach here; keys that stay in a cache beat the
+latter. The forms say what an accelerator would select; they are functional models, and expected to lose. Writes results/a3_attention.json.
 """
 
 import argparse
