@@ -89,7 +89,9 @@ def greedy_scores(
           * "threshold" finds the M-th largest product by bisection of columns and takes exactly M entries: O(b d log n + M log M) time
             for products of b bits, O(M + n) memory; a mask O(n d) more.
           * "sequential" takes one iteration after the other: O(M d) time, M steps in a row, O(n + d) memory; a mask O(n d) more.
-        None of them beats the exact product of keys and query on a CPU or a GPU: they say what the accelerator selects.
+        None of them beats the exact product of keys and query on a CPU: they say what the accelerator selects. There, of batches,
+        "sequential" takes the least time up to some 2,000 keys and "threshold" beyond; of single queries, for which the steps of
+        "sequential" are far too small, "threshold" or "sorted" do. `benchmarks/a3_attention.py` has the figures.
 
     Returns:
       The scores, in the type of the products. No gradient flows: what is selected is piecewise constant.
