@@ -164,7 +164,8 @@ def pyg(
     """PyG's NeighborLoader over a FeatureStore of memory maps, with the seeds of the same batches, in its own environment."""
     opened = open_dataset(dataset)
     array, sampler = _array(opened), _sampler(opened, scratch)
-    seeds = [batch.node_ids[batch.seed_positions] for batch in (sampler.sampled(0, index) for index in range(batches))]
+    drawn = (sampler.sampled(*divmod(step, sampler.steps_per_epoch)) for step in range(batches))
+    seeds = [batch.node_ids[batch.seed_positions] for batch in drawn]
     np.save(Path(scratch) / "seeds.npy", np.concatenate(seeds))
     width = opened.manifest.arrays["features"].layout.shape[1]
     task = {
