@@ -5,6 +5,8 @@ from a3_jax.attention.approximate import Info as Info
 from a3_jax.attention.approximate import approx_attention as approx_attention
 from a3_jax.attention.batched import approx_dot_product_attention as approx_dot_product_attention
 from a3_jax.attention.exact import exact_attention as exact_attention
+from a3_jax.attention.quality import Quality as Quality
+from a3_jax.attention.quality import attention_quality as attention_quality
 from a3_jax.attention.validation import validate as validate
 from a3_jax.candidates.selection import Implementation as Implementation
 from a3_jax.candidates.selection import greedy_scores as greedy_scores
