@@ -38,8 +38,8 @@ def attention_quality(
     top: int = 5,
     scale: int | float | Float[Array, ""] = 1.0,
     mask: Bool[Array, " n"] | None = None,
-    element_bytes: float = 2,
-    id_bytes: float = 4,
+    element_bytes: int | float = 2,
+    id_bytes: int | float = 4,
 ) -> Quality:
     """Compares a result of `approx_attention`, whose arguments these are, with exact attention.
 
