@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of a save
     try:
         return app(args=arguments, prog_name="anyprec", standalone_mode=False) or 0
-    except typer.Abort:
+    except typer.Abort:  # Ctrl-C before a command began
+        _messages.print("interrupted", markup=False)
         return INTERRUPTED
     except TyperException as error:
         message = error.format_message()

@@ -1,5 +1,6 @@
 """The installed commands end quietly at Ctrl-C, also while their packages are imported."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,3 +45,15 @@ def test_what_comes_before_the_imports_is_light():
     program = "import sys; before = set(sys.modules); import bandwise_commands; print(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "numpy" not in done.stdout and "jax" not in done.stdout
+
+
+@pytest.mark.parametrize("package", ["anyprec_jax.cli", "ginex_jax.cli.app", "a3_jax.cli.app"])
+def test_ctrl_c_before_a_command_began(package, monkeypatch, capsys):
+    module = importlib.import_module(package)
+
+    def app(**_):
+        raise typer.Abort
+
+    monkeypatch.setattr(module, "app", app)
+    assert module.main(["--help"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

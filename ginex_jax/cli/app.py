@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The `ginex` command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     try:
         return app(args=arguments, prog_name="ginex", standalone_mode=False) or 0
-    except typer.Abort:
+    except typer.Abort:  # Ctrl-C before a command began
+        messages.print("interrupted", markup=False)
         return INTERRUPTED
     except TyperException as error:
         message = error.format_message()
