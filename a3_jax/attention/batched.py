@@ -54,7 +54,7 @@ def approx_dot_product_attention(
     (num_batches, num_queries, num_heads, dim), (_, num_keys, num_key_heads, _) = query.shape, key.shape
     group = num_heads // num_key_heads
     factor = dim**-0.5 if scale is None else scale
-    chunk = max(1, _CHUNK_PRODUCTS // max(1, 2 * dim * num_keys)) if chunk_size is None else chunk_size
+    chunk = max(1, _CHUNK_PRODUCTS // (2 * dim * num_keys)) if chunk_size is None else chunk_size
     if chunk < 1:
         raise ValueError(f"chunk_size: wanted at least 1 query, got {chunk_size}")
     keys_seen = jnp.arange(num_keys, dtype=jnp.int32)
@@ -111,17 +111,15 @@ def approx_dot_product_attention(
 
 
 def _check_shapes(query: Array, key: Array, value: Array, mask: Array | None) -> None:
-    wanted = "query [B, T, N, H], key [B, S, K, H] and value [B, S, K, D] with K a divisor of N"
+    wanted = (
+        "query [B, T, N, H], key [B, S, K, H] and value [B, S, K, D] with K a divisor of N, and S, K, H and D not 0"
+    )
     shapes = f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}"
     if any(array.ndim != 4 for array in (query, key, value)):
         raise ValueError(f"wanted {wanted}, got {shapes}")
     (batches, queries, heads, dim), (_, keys, key_heads, _) = query.shape, key.shape
-    if (
-        key.shape != (batches, keys, key_heads, dim)
-        or value.shape[:3] != key.shape[:3]
-        or not key_heads
-        or heads % key_heads
-    ):
+    fits = key.shape == (batches, keys, key_heads, dim) and value.shape[:3] == key.shape[:3]
+    if not fits or 0 in (keys, key_heads, dim, value.shape[3]) or heads % key_heads:
         raise ValueError(f"wanted {wanted}, got {shapes}")
     full = (batches, heads, queries, keys)
     if mask is not None and not (
