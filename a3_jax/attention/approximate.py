@@ -5,7 +5,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Real
 
-from a3_jax.attention.exact import attend, score_rows
+from a3_jax.attention.exact import attend, scale_query, score_rows
+from a3_jax.attention.validation import check_shapes
 from a3_jax.candidates.columns import lowest
 from a3_jax.candidates.selection import Implementation, greedy_search
 from a3_jax.post_scoring import Percent, select_post_scoring
@@ -66,12 +67,14 @@ def approx_attention(
       held fixed.
 
     Raises:
-      ValueError: as `greedy_scores` and `select_post_scoring`; if the search is on without sorted keys; if the fallback is unknown.
+      ValueError: as `greedy_scores` and `select_post_scoring`; if the search is on without sorted keys; if the fallback is unknown;
+        if shapes do not fit.
 
     The scores of all rows are computed and those of other rows than candidates thrown away: O(n d) besides the search.
     """
     check_fallback(fallback)
-    query = query * jnp.asarray(scale, query.dtype)
+    check_shapes(query, key, value, sorted_keys=sorted_keys, mask=mask)
+    query = scale_query(query, scale)
     valid = jnp.ones(key.shape[0], bool) if mask is None else mask
     if num_iterations is None:
         candidates, count = valid, jnp.int32(0)

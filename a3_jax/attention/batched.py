@@ -111,12 +111,15 @@ def approx_dot_product_attention(
 
 
 def _check_shapes(query: Array, key: Array, value: Array, mask: Array | None) -> None:
-    wanted = "query [B, T, N, H], key [B, S, K, H] and value [B, S, K, D] with K a divisor of N"
+    wanted = (
+        "query [B, T, N, H], key [B, S, K, H] and value [B, S, K, D] with K a divisor of N, and S, K, H and D not 0"
+    )
     shapes = f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}"
     if any(array.ndim != 4 for array in (query, key, value)):
         raise ValueError(f"wanted {wanted}, got {shapes}")
     (batches, queries, heads, dim), (_, keys, key_heads, _) = query.shape, key.shape
-    if key.shape != (batches, keys, key_heads, dim) or value.shape[:3] != key.shape[:3] or heads % key_heads:
+    fits = key.shape == (batches, keys, key_heads, dim) and value.shape[:3] == key.shape[:3]
+    if not fits or 0 in (keys, key_heads, dim, value.shape[3]) or heads % key_heads:
         raise ValueError(f"wanted {wanted}, got {shapes}")
     full = (batches, heads, queries, keys)
     if mask is not None and not (

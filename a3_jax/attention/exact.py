@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from a3_jax.attention.validation import check_shapes
+
 
 def attend(
     scores: Float[Array, " n"], kept: Bool[Array, " n"], value: Float[Array, "n dv"]
@@ -19,14 +21,21 @@ def attend(
     total = jnp.where(any_kept, jnp.sum(weights), 1)
     lse = jnp.where(any_kept, jnp.log(total) + largest, -jnp.inf)
     # Divided once, after the sum over rows.
-    output = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=weights.dtype) / total
+    output = jnp.matmul(weights, value.astype(jnp.promote_types(value.dtype, weights.dtype))) / total
     return output.astype(value.dtype), lse
+
+
+def scale_query(query: Float[Array, " d"], scale: int | float | Float[Array, ""]) -> Float[Array, " d"]:
+    """At least in float32: 1 / sqrt(d) of most d is no narrow float, and a product with it none either."""
+    query = query.astype(jnp.promote_types(query.dtype, jnp.float32))
+    return query * jnp.asarray(scale, query.dtype)
 
 
 def score_rows(query: Float[Array, " d"], key: Float[Array, "n d"]) -> Float[Array, " n"]:
     """Dot products, at least in float32."""
+    # Narrow numbers are widened first: XLA on a CPU refuses many a product of bfloat16 that is to be float32.
     dtype = jnp.promote_types(jnp.result_type(query, key), jnp.float32)
-    return jnp.matmul(key, query, preferred_element_type=dtype)
+    return jnp.matmul(key.astype(dtype), query.astype(dtype))
 
 
 def exact_attention(
@@ -46,7 +55,11 @@ def exact_attention(
     Returns:
       Zeros where no row takes part.
 
+    Raises:
+      ValueError: if shapes do not fit.
+
     O(n d).
     """
+    check_shapes(query, key, value, mask=mask)
     kept = jnp.ones(key.shape[0], bool) if mask is None else mask
-    return attend(score_rows(query * jnp.asarray(scale, query.dtype), key), kept, value)[0]
+    return attend(score_rows(scale_query(query, scale), key), kept, value)[0]

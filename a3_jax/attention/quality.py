@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from a3_jax.attention.approximate import Info
-from a3_jax.attention.exact import attend, score_rows
+from a3_jax.attention.exact import attend, scale_query, score_rows
 from a3_jax.metrics import bytes_touched, output_error, softmax_mass, top_k_recall
 
 
@@ -53,7 +53,7 @@ def attention_quality(
     Traceable. Computes exact attention: O(n d).
     """
     valid = jnp.ones(key.shape[0], bool) if mask is None else mask
-    scores = score_rows(query * jnp.asarray(scale, query.dtype), key)
+    scores = score_rows(scale_query(query, scale), key)
     exact, _ = attend(scores, valid, value)
     sizes = {
         "key_dim": key.shape[1],

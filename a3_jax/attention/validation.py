@@ -1,7 +1,32 @@
-"""Checks of what enters, on the host: inside a compiled function nothing can raise."""
+"""Checks of what enters: of shapes anywhere, of numbers on the host, because inside a compiled function these are not known."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
+
+from a3_jax.sorted_keys import SortedKeys
+
+
+def check_shapes(
+    query: np.ndarray | jax.Array,
+    key: np.ndarray | jax.Array,
+    value: np.ndarray | jax.Array,
+    *,
+    sorted_keys: SortedKeys | None = None,
+    mask: np.ndarray | jax.Array | None = None,
+) -> None:
+    """ValueError unless these are of one query and fit. Without this an axis of 1 would be stretched, and no array is the wiser."""
+    shapes = [list(array.shape) for array in (query, key, value)]
+    if [len(shape) for shape in shapes] != [1, 2, 2] or shapes[1] != shapes[2][:1] + shapes[0]:
+        wanted = "query [d], key [n, d] and value [n, dv]"
+        raise ValueError(f"wanted {wanted}, got {', '.join(map(str, shapes))}; batches are jax.vmap")
+    if sorted_keys is not None and list(sorted_keys.rows.shape) != shapes[1][::-1]:
+        raise ValueError(
+            f"sorted_keys: wanted those of `sort_keys(key)`, {shapes[1][::-1]}, got {list(sorted_keys.rows.shape)}"
+        )
+    if mask is not None and (mask.dtype != bool or list(mask.shape) != shapes[1][:1]):
+        raise ValueError(f"mask: wanted bool {shapes[1][:1]}, got {mask.dtype} {list(mask.shape)}")
 
 
 def validate(query: ArrayLike, key: ArrayLike, value: ArrayLike, *, mask: ArrayLike | None = None) -> None:
@@ -14,11 +39,13 @@ def validate(query: ArrayLike, key: ArrayLike, value: ArrayLike, *, mask: ArrayL
       mask: `[..., n]`, boolean.
 
     Raises:
-      ValueError: if the sizes do not fit, one of n, d and dv is 0, the mask is not boolean, or a number is not finite (the first one is
-        named); call it outside `jax.jit`.
+      ValueError: if the sizes do not fit, one of n, d and dv is 0, the mask is not boolean, these are no real numbers, or one is not finite
+        (the first one is named); call it outside `jax.jit`.
     """
     arrays = {"query": np.asarray(query), "key": np.asarray(key), "value": np.asarray(value)}
     for name, array, axes in zip(arrays, arrays.values(), (1, 2, 2), strict=True):
+        if not jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.kind not in "iu":
+            raise ValueError(f"{name}: wanted floats or integers, got {array.dtype}")
         if array.ndim < axes or 0 in array.shape[-axes:]:
             raise ValueError(
                 f"{name}: wanted at least {axes} axes, and none of the last {axes} empty, got {list(array.shape)}"

@@ -43,6 +43,7 @@ def greedy_search(
 ) -> tuple[Real[Array, " n"], Int32[Array, ""], Int32[Array, ""]]:
     """`greedy_scores`, with the row of the largest product and the number of iterations that were made."""
     search = form(implementation)
+    _check_shapes(query, sorted_keys, mask)
     query = jax.lax.stop_gradient(query)  # that of the keys was stopped when they were sorted
     num_columns, num_rows = sorted_keys.rows.shape
     iterations = resolve_iterations(
@@ -54,6 +55,19 @@ def greedy_search(
     )
     scores, first_row = search(query, sorted_keys, mask, iterations=iterations, skip_heuristic=skip_heuristic)
     return scores, first_row, iterations.count
+
+
+def _check_shapes(query: Any, keys: SortedKeys, mask: Any) -> None:
+    """Here, because indices of arrays are clamped where they do not fit, and an axis of 1 is stretched."""
+    sizes = list(keys.rows.shape)
+    if len(sizes) != 2 or 0 in sizes:
+        raise ValueError(f"sorted_keys: wanted [d, n], neither of them 0, got {sizes}; batches are jax.vmap")
+    if list(query.shape) != sizes[:1]:
+        raise ValueError(
+            f"query: wanted {sizes[:1]}, as sorted_keys say, got {list(query.shape)}; batches are jax.vmap"
+        )
+    if mask is not None and (mask.dtype != bool or list(mask.shape) != sizes[1:]):
+        raise ValueError(f"mask: wanted bool {sizes[1:]}, as sorted_keys say, got {mask.dtype} {list(mask.shape)}")
 
 
 def greedy_scores(
@@ -97,7 +111,7 @@ def greedy_scores(
       The scores, in the type of the products. No gradient flows: what is selected is piecewise constant.
 
     Raises:
-      ValueError: if `num_iterations` is not positive, `max_iterations` is missing, or the implementation is unknown.
+      ValueError: if `num_iterations` is not positive, `max_iterations` is missing, the implementation is unknown, or shapes do not fit.
     """
     return greedy_search(
         query,

@@ -14,6 +14,7 @@ from a3_jax.cli.interrupts import was_interrupted
 USER_ERROR = 2
 INTERRUPTED = 130
 _EXTRAS = {"matplotlib": "plot"}
+_MOST_CHARACTERS = 1000
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -50,6 +51,9 @@ def _one_line(error: BaseException) -> str | None:
         return "the disk is full, and nothing was left on it: make room and run it again"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"there is too little memory for so much at once: {error}"
     if isinstance(error, ValueError | OSError):
-        return " ".join(str(error).split()) or type(error).__name__
+        line = " ".join(str(error).split()) or type(error).__name__
+        return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]} ..."
     return None

@@ -4,6 +4,8 @@ import contextlib
 import csv
 import io
 import json
+import tokenize
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,22 @@ import numpy as np
 import yaml
 
 _MAX_BYTES = 64 << 20
+# What NumPy lets through of broken headers, of sizes that no memory holds, and of what only begins like an archive.
+_LOAD_ERRORS = (ValueError, EOFError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
 
 
 def read_mapping(file: Path) -> Mapping[str, Any]:
     """A YAML or JSON file that maps names to values; nothing in it is an empty mapping.
 
-    ValueError if it is something else, or has a key twice; OSError if it cannot be read.
+    ValueError if it is something else, has a key twice or an alias; OSError if it cannot be read.
     """
-    if file.stat().st_size > _MAX_BYTES:
+    with file.open("rb") as opened:
+        text = opened.read(_MAX_BYTES + 1)  # a device has no size to ask for first
+    if len(text) > _MAX_BYTES:
         raise ValueError(f"{file} is too large for a configuration")
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        document = yaml.load(text.decode("utf-8"), Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is neither YAML nor JSON: {error}") from error
     if document is None:
         return {}
@@ -36,7 +42,7 @@ def read_array(file: Path, *, ndim: int) -> np.ndarray:
     """A .npy file of finite numbers with so many axes, none of them empty; floats are float32. ValueError for another."""
     try:
         array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except _LOAD_ERRORS as error:
         raise ValueError(f"{file} is no .npy file of numbers: {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise ValueError(f"{file} should be a .npy file of numbers")
@@ -70,11 +76,22 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def require_place(file: Path) -> None:
-    """ValueError if a file could not be written there, before the work for it begins."""
+    """ValueError if a file could not be written there, before the work for it begins; also for a device, whose place it would take."""
     if not file.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {file.absolute().parent} for {file.name}")
     if file.is_dir():
         raise ValueError(f"{file} is a folder, and should be a file")
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is there and is no ordinary file")
+
+
+def require_places(files: Sequence[Path | None]) -> None:
+    """`require_place` for those that are wanted; ValueError if two are the same."""
+    wanted = [file for file in files if file is not None]
+    for place, file in enumerate(wanted):
+        require_place(file)
+        if file.resolve() in [other.resolve() for other in wanted[:place]]:
+            raise ValueError(f"{file} cannot be two files at once: name another")
 
 
 def write_text(file: Path, text: str) -> None:
@@ -90,13 +107,21 @@ def partial_file(file: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(partial):
+            error.filename = str(file)  # the one that the user knows
         raise
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Where PyYAML would take the last of several equal keys, an error; no merge keys."""
+class _PlainLoader(yaml.SafeLoader):
+    """Errors where PyYAML would take the last of several equal keys, and for aliases, with which a few lines are a billion values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias, such as *name, is not taken: write the value itself")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

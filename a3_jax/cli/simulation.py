@@ -12,7 +12,7 @@ from rich.table import Table
 from a3_jax.cli.configuration import read_hardware, read_workload
 from a3_jax.cli.errors import messages, reporting_errors
 from a3_jax.cli.evaluation import AsJson, HardwareFile, StaticEnergy, WorkloadFile
-from a3_jax.cli.files import read_array, require_place, to_csv, to_json, write_text
+from a3_jax.cli.files import read_array, require_places, to_csv, to_json, write_text
 from a3_jax.cli.measuring import Inputs, Measured, measure, random_inputs, read_inputs
 from a3_jax.cli.text import percent, result_console, si
 from a3_jax.cost.closed_form import performance
@@ -56,9 +56,7 @@ def simulate_command(
 ) -> None:
     """Run queries through the accelerator: real ones (--key, --query), random ones, or known M, C and K."""
     accelerator = read_hardware(hardware)
-    for file in (csv, pops):
-        if file is not None:
-            require_place(file)
+    require_places([csv, pops])
     given = {"--key": key, "--random": random, "--counts": counts, "--workload": workload}
     chosen = _only_one(given)
     if (query is None) != (key is None):

@@ -60,18 +60,20 @@ def keys_of(name: str, units: Unit) -> list[str]:
 
 def read_number(value: object, where: str) -> float:
     """A finite number, at least 0; ValueError for anything else. Text that is one is taken: YAML takes 1e9 for text."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, float) or not 0 <= value < math.inf:
         raise ValueError(f"{where} should be a finite number, at least 0, got {value!r}")
-    return float(value)
+    return value
 
 
 def read_count(value: object, where: str) -> int:
-    """A whole number, at least 0; ValueError for anything else."""
+    """A whole number, at least 0 and below 2^31; ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{where} should be a whole number, at least 0, got {value!r}")
+    if value >= 2**31:
+        raise ValueError(f"{where} should be below 2^31")
     return value
 
 

@@ -120,9 +120,11 @@ def paper_workload(task: Task, config: Config, *, kept_from: KeptFrom | None = N
 
 
 def compared(hardware: Hardware, workload: Workload, *, static_energy: bool = False) -> dict[str, float]:
-    """The approximate pipeline over the base one, as the metrics `..._vs_base`: larger is better."""
+    """The approximate pipeline over the base one, as the metrics `..._vs_base`: larger is better. ValueError if one takes no energy."""
     base = performance(hardware, workload, pipeline="base", static_energy=static_energy)
     approximate = performance(hardware, workload, pipeline="approximate", static_energy=static_energy)
+    if not base.cost.total_energy or not approximate.cost.total_energy:
+        raise ValueError("there is nothing to compare: M, C and K, or all power, are 0, and no energy is used")
     return {
         "throughput_vs_base": approximate.throughput / base.throughput,
         "latency_vs_base": base.latency / approximate.latency,

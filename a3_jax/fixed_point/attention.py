@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
-from a3_jax.attention.approximate import Fallback, Info, fall_back
+from a3_jax.attention.approximate import Fallback, Info, check_fallback, fall_back
+from a3_jax.attention.validation import check_shapes
 from a3_jax.candidates.iterations import resolve_iterations
 from a3_jax.candidates.selection import Implementation, greedy_search
 from a3_jax.fixed_point.division import divide
@@ -52,12 +53,14 @@ def fixed_point_attention(
       exponentials that the exponent unit gives.
 
     Raises:
-      ValueError: for shapes beyond the format's n and d, an M for which the sum that the skip heuristic watches can overflow, a
-        search without sorted keys, and arguments that `greedy_scores` and `threshold_units` refuse.
+      ValueError: for shapes that do not fit or are beyond the format's n and d, an M for which the sum that the skip heuristic watches
+        can overflow, a search without sorted keys, an unknown fallback, and arguments that `greedy_scores` and `threshold_units` refuse.
 
     Cost: that of the candidate search and O(n (d + v)) time; the dot products of all rows are computed and those of others than
     candidates not used.
     """
+    check_shapes(query, key, value, sorted_keys=sorted_keys, mask=mask)
+    check_fallback(fallback)
     if key.shape[0] > format.n or key.shape[1] > format.d:
         raise ValueError(f"key: wanted at most [{format.n}, {format.d}], as the format says, got {list(key.shape)}")
     valid = jnp.ones(key.shape[0], bool) if mask is None else mask

@@ -11,7 +11,7 @@ import pytest
 from a3_jax.attention.approximate import Fallback, Info, approx_attention, check_fallback
 from a3_jax.attention.batched import approx_dot_product_attention
 from a3_jax.attention.exact import exact_attention
-from a3_jax.attention.validation import validate
+from a3_jax.attention.validation import check_shapes, validate
 from a3_jax.sorted_keys import sort_keys
 from tests.a3_jax.selection_oracles import greedy_oracle
 
@@ -155,6 +155,25 @@ def test_searches_need_sorted_keys_and_a_known_fallback() -> None:
         check_fallback("none")
 
 
+def test_what_does_not_fit_is_refused() -> None:
+    """Indices are clamped and axes of 1 stretched: without these checks all but the first would give some output."""
+    query, key, value = jnp.ones(3), jnp.ones((5, 3)), jnp.ones((5, 2))
+    wrong: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
+        ((jnp.ones(4), key, value), {}, r"got \[4\], \[5, 3\], \[5, 2\]"),
+        ((jnp.ones((2, 3)), key, value), {}, "batches are jax.vmap"),
+        ((query, key, jnp.ones((1, 2))), {}, r"got \[3\], \[5, 3\], \[1, 2\]"),
+        ((query, key, value), {"sorted_keys": sort_keys(jnp.ones((5, 4)))}, r"\[3, 5\], got \[4, 5\]"),
+        ((query, key, value), {"mask": jnp.ones(1, bool)}, r"mask: wanted bool \[5\], got bool \[1\]"),
+        ((query, key, value), {"mask": jnp.ones(5)}, "got float32"),
+    ]
+    check_shapes(query, key, value, sorted_keys=sort_keys(key), mask=jnp.ones(5, bool))
+    for arguments, options, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            check_shapes(*arguments, **options)
+    with pytest.raises(ValueError, match="sorted_keys: wanted those"):
+        approx_attention(query, key, value, sort_keys(key[:4]), num_iterations=3)
+
+
 class TestBatches:
     B, T, S, N, K, H, D = 2, 5, 6, 4, 2, 3, 2
 
@@ -177,6 +196,24 @@ class TestBatches:
         want = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=is_causal)
         np.testing.assert_allclose(output, want, atol=4 * TOLERANCE)
         assert info.candidates.shape == (self.B, self.T, self.N, self.S)
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    def test_narrow_floats(self, dtype: Any) -> None:
+        """Against the formula in float64. Inside a loop XLA on a CPU has no product of many queries in bfloat16."""
+        rng = np.random.default_rng(8)
+        query, key, value = (jnp.asarray(4 * rng.normal(size=(1, 40, 2, 80)), dtype) for _ in range(3))
+        output, info = quick_jit(approx_dot_product_attention)(query, key, value)
+        wide = [np.asarray(array, np.float64) for array in (query, key, value)]
+        weights = np.exp(np.einsum("btnh,bsnh->btns", *wide[:2]) / np.sqrt(80))
+        want = np.einsum("btns,bsnh->btnh", weights / weights.sum(-1, keepdims=True), wide[2])
+        # The scale is no narrow float: only the output is rounded to one.
+        np.testing.assert_allclose(info.lse, np.log(weights.sum(-1)), rtol=1e-5)
+        bound = float(jnp.finfo(dtype).eps) * np.maximum(np.abs(want), 1)
+        assert output.dtype == dtype and (np.abs(np.asarray(output, np.float64) - want) <= bound).all()
+
+    def test_no_query(self) -> None:
+        query, key, value = self.arrays()
+        assert approx_dot_product_attention(query[:, :0], key, value)[0].shape == (self.B, 0, self.N, self.D)
 
     def test_every_query_is_one_query(self) -> None:
         query, key, value = self.arrays()
@@ -204,6 +241,9 @@ class TestBatches:
             approx_dot_product_attention(query[:, :, :3], key, value)
         with pytest.raises(ValueError, match=r"mask: wanted \[2, 4, 5, 6\] with 1 for any of them, got \[2, 3, 5, 6\]"):
             approx_dot_product_attention(query, key, value, mask=jnp.ones((2, 3, 5, 6), bool))
+        for empty in (key[:, :, :0], key[:, :0]):
+            with pytest.raises(ValueError, match="S, K, H and D not 0"):
+                approx_dot_product_attention(query, empty, empty)
         with pytest.raises(ValueError, match="chunk_size: wanted at least 1 query, got 0"):
             approx_dot_product_attention(query, key, value, chunk_size=0)
 
@@ -224,6 +264,8 @@ class TestValidate:
             ({"value": np.array([[1, 2]] * 4 + [[0, np.inf]])}, r"value: wanted finite numbers, got inf at \[4, 1\]"),
             ({"mask": np.ones(4, bool)}, r"mask: wanted bool \[..., 5\], got bool \[4\]"),
             ({"mask": np.ones(5)}, "got float64"),
+            ({"key": np.zeros((5, 3), complex)}, "key: wanted floats or integers, got complex128"),
+            ({"value": np.full((5, 2), "a")}, "value: wanted floats or integers, got <U1"),
         ],
     )
     def test_what_does_not(self, changes: dict[str, np.ndarray], message: str) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shlex
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from a3_jax.cli import main
+from a3_jax.cli.files import write_text
 from a3_jax.cli.simulation import count_of, iterations_of
 from tests.a3_jax.selector_oracles import pseudo_code
 
@@ -125,6 +127,13 @@ def test_cost_refuses(capsys, arguments, complaint):
         ("- 1", "one name and value a line"),
         ("a: [", "neither YAML nor JSON"),
         ("units: 1\nunits: 2", "units is there twice"),
+        ("n: &a 320\nd: *a", "an alias, such as *name, is not taken"),
+        ("n: &a [*a]", "an alias"),
+        ("base: &a {n: 3}\n<<: *a", "an alias"),
+        (f"units: 1{'0' * 400}", "units should be below 2^31"),
+        (f"clock_ghz: 1{'0' * 400}", "clock_ghz should be a finite number"),
+        (f"n: 1{'0' * 5000}", "neither YAML nor JSON"),
+        (f"n: {[1] * 100_000}", "1, 1 ..."),
     ],
 )
 def test_hardware_files_are_refused(capsys, tmp_path, text, complaint):
@@ -352,6 +361,56 @@ def test_ctrl_c(capsys, monkeypatch):
     monkeypatch.setattr("a3_jax.cli.reproduction.reproduced", interrupted)
     assert a3("reproduce") == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_few_lines_cannot_be_a_billion_values(capsys, tmp_path):
+    levels = "".join(f"\n  - &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(12))
+    (tmp_path / "w.yaml").write_text(f"n:\n  - &a0 [1]{levels}\n")
+    assert "an alias" in refused(capsys, "cost", "--workload", tmp_path / "w.yaml")
+    assert "too large" in refused(capsys, "cost", "--n", 3, "--hardware", "/dev/zero")
+
+
+def npy(header):
+    return b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header.encode() + b"\n" + bytes(64)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04 is how an archive begins",
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999999, 8), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 1000000), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (100, 8), }"),
+        npy("{'descr': '<f4', 'fortran_order': [[[, 'shape': (3, 8), }"),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (3, 8), }"),
+    ],
+)
+def test_broken_arrays(capsys, tmp_path, content):
+    (tmp_path / "k.npy").write_bytes(content)
+    line = refused(capsys, "simulate", "--key", tmp_path / "k.npy", "--query", tmp_path / "k.npy")
+    assert "k.npy is no .npy file of numbers" in line
+
+
+def test_what_no_memory_holds(capsys):
+    assert "too little memory" in refused(capsys, "simulate", "--random", 10**15)
+
+
+def test_where_no_result_can_be_written(capsys, tmp_path):
+    """A device would be replaced by an ordinary file, where that is allowed."""
+    run = ("simulate", "--random", 2, "--n", 8, "--csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "is no ordinary file" in refused(capsys, *run, tmp_path / "pipe.csv")
+    assert (tmp_path / "pipe.csv").is_fifo()
+    assert "cannot be two files" in refused(capsys, *run, tmp_path / "a.csv", "--pops", tmp_path / "." / "a.csv")
+    with pytest.raises(FileNotFoundError) as missing:
+        write_text(tmp_path / "none" / "a.csv", "")
+    assert missing.value.filename == str(tmp_path / "none" / "a.csv")
+
+
+def test_nothing_to_compare(capsys):
+    for arguments in (("cost", "--n", 320, "--M", 0, "--C", 0, "--K", 0), ("sweep", "--task", "bert", "--over", "M=0")):
+        assert "there is nothing to compare" in refused(capsys, *arguments)
 
 
 def test_help_and_unknown_commands(capsys):

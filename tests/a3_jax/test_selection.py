@@ -172,6 +172,22 @@ class TestIterations:
             form("fast")
 
 
+@pytest.mark.parametrize("name", ["dense", "sorted", "threshold", "sequential"])
+def test_what_does_not_fit_is_refused(name: Any) -> None:
+    """Indices are clamped and axes of 1 stretched: unchecked, most of these would give some scores."""
+    query, keys = jnp.ones(3), SortedKeys(jnp.ones((3, 5)), jnp.zeros((3, 5), jnp.int32))
+    wrong: list[tuple[jax.Array, SortedKeys, jax.Array | None, str]] = [
+        (jnp.ones(4), keys, None, r"query: wanted \[3\], as sorted_keys say, got \[4\]"),
+        (jnp.ones(1), keys, None, r"got \[1\]"),
+        (query, keys, jnp.ones(4, bool), r"mask: wanted bool \[5\], as sorted_keys say, got bool \[4\]"),
+        (query, SortedKeys(keys.values[:, :0], keys.rows[:, :0]), None, r"neither of them 0, got \[3, 0\]"),
+        (query, SortedKeys(keys.values[None], keys.rows[None]), None, "batches are jax.vmap"),
+    ]
+    for bad_query, bad_keys, mask, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            greedy_scores(bad_query, bad_keys, num_iterations=2, mask=mask, implementation=name)
+
+
 class TestWhatIsTouched:
     """Read off the jaxpr of n = 64, d = 8."""
 
