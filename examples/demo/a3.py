@@ -92,8 +92,8 @@ def _paper_loss(config: Config) -> str:
 def _introduction(name: str, n: int, num: int, num_queries: int, heads: int, kv_heads: int, head: int) -> str:
     return (
         "A3 (HPCA 2020) spares most of attention's dot products. The columns of the key are sorted beforehand; a query then walks M "
-        "steps from their ends, where the largest and the smallest products are, and adds them up row by row. Rows with a positive sum are candidates "
-        "(C of them); of these the ones whose weight is at least T per cent of the largest are kept (K), and the softmax is over them. "
+        "steps from their ends, where the largest and smallest products are, and adds them up row by row. Rows with a positive sum are "
+        "candidates (C of them); of these the ones whose weight is at least T % of the largest are kept (K). "
         f"Here it attends with {name}: the text is the first {n} tokens of the address of 2016, the queries the last {num_queries} of "
         f"each of {heads} heads ({num:,} in all), which see all rows up to their own, and {heads // kv_heads} heads share a key. The maps "
         f"are of head {head}, the median one by the mass that the aggressive setting keeps."

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from examples.demo.approximation import SETTINGS, Attended
 from examples.demo.attention_map import without_metadata
 from examples.demo.report import FigureBlock, TableBlock
 
+_COUNTS: tuple[Literal["n", "M", "C", "K"], ...] = ("n", "M", "C", "K")
 NUMBER_BYTES = 9 / 8  # four integer bits, four fraction bits and a sign; so many bits count 320 rows, too
 FIGURES = {
     "throughput_vs_base": "Queries a second, over the base accelerator's (figure 14a).",
@@ -32,9 +34,11 @@ def write_workloads(results: Mapping[str, Attended], queries_per_key: int, folde
     folder.mkdir(parents=True, exist_ok=True)
     workloads = {}
     for name, *_ in SETTINGS:
-        counts = {count: np.ravel(getattr(results[name], count)) for count in "MCK"}
-        rows = np.ravel(results["exact"].K)
-        workloads[name] = Workload(n=rows, **counts, queries_per_key=queries_per_key, origin="measured")
+        rows, found = results["exact"].K, results[name]
+        n, iterations, candidates, kept = (np.ravel(count) for count in (rows, found.M, found.C, found.K))
+        workloads[name] = Workload(
+            n=n, M=iterations, C=candidates, K=kept, queries_per_key=queries_per_key, origin="measured"
+        )
     for name, workload in workloads.items():
         (folder / f"{name}.json").write_text(to_json(workload_to_dict(workload)), encoding="utf-8")
     return workloads
@@ -56,9 +60,9 @@ def cost_table(workloads: Mapping[str, Workload], width: int, folder: Path) -> T
         rows=rows,
         look_at=(
             f"One unit of the paper's hardware (40 nm, 1 GHz, 320 rows), its cost by formula. {files} print the same numbers; so will "
-            "other hardware with --hardware FILE. Bottleneck: the stage that sets the pace. Energy leaves out what leaks, as the paper does; "
-            "bytes are in 9-bit numbers. Estimates are the figures that do not follow from the paper: its host sorts keys of 320 rows, and "
-            "the time for others is scaled from that."
+            "other hardware with --hardware FILE. Bottleneck: the stage that sets the pace. Energy leaves out what leaks, as the paper "
+            "does; bytes are in 9-bit numbers. Estimates do not follow from the paper: its host sorts keys of 320 "
+            "rows, and the time for fewer is scaled from that."
         ),
     )
 
@@ -68,17 +72,11 @@ def _base_counts(workload: Workload) -> Workload:
 
 
 def _column(found: Performance, workload: Workload, width: int) -> dict[str, str]:
-    read = bytes_touched(
-        *(workload.counts(name) for name in "MCK"),
-        key_dim=width,
-        value_dim=width,
-        element_bytes=NUMBER_BYTES,
-        id_bytes=NUMBER_BYTES,
-    )
-    counts = {
-        label: f"{workload.counts(name).mean():.1f}"
-        for label, name in (("rows, n", "n"), ("iterations, M", "M"), ("candidates, C", "C"), ("rows kept, K", "K"))
-    }
+    n, iterations, candidates, kept = (workload.counts(name) for name in _COUNTS)
+    sizes = {"key_dim": width, "value_dim": width, "element_bytes": NUMBER_BYTES, "id_bytes": NUMBER_BYTES}
+    read = bytes_touched(iterations, candidates, kept, **sizes)
+    named = {"rows, n": n, "iterations, M": iterations, "candidates, C": candidates, "rows kept, K": kept}
+    counts = {label: f"{count.mean():.1f}" for label, count in named.items()}
     return counts | {
         "cycles from query to query": f"{found.interval:.1f}",
         "of these, share of sorting": f"{found.preprocessing:.1f}",

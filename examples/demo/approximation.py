@@ -1,7 +1,7 @@
 """What A3 makes of a layer's attention: the rows that it selects, its weights, and what that loses."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,14 +37,14 @@ class Attended(NamedTuple):
     `candidates` get their score, `kept` a weight; `mass` is their part of the exact softmax, `error` the output's, relative.
     """
 
-    weights: np.ndarray | jax.Array
-    candidates: np.ndarray | jax.Array
-    kept: np.ndarray | jax.Array
-    M: np.ndarray | jax.Array
-    C: np.ndarray | jax.Array
-    K: np.ndarray | jax.Array
-    mass: np.ndarray | jax.Array
-    error: np.ndarray | jax.Array
+    weights: Any
+    candidates: Any
+    kept: Any
+    M: Any
+    C: Any
+    K: Any
+    mass: Any
+    error: Any
 
 
 def attend_all(inputs: AttentionInputs, num_queries: int) -> dict[str, Attended]:

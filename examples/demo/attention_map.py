@@ -74,7 +74,7 @@ def rows_table(results: Mapping[str, Attended], head: int, tokens: Sequence[str]
     heaviest = np.argsort(-weights, kind="stable")[:SHOWN_ROWS]
     rows = [
         [
-            f"{row} {_shown(tokens[row])}",
+            f"{row} {_shown(tokens[int(row)])}",
             f"{weights[row]:.4f}",
             f"{results['base'].weights[head, -1, row]:.4f}",
             *(_fate(results[setting.name], head, int(row)) for setting in SETTINGS),
