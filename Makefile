@@ -25,7 +25,7 @@ SHELL := /bin/bash
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
 
-demo: $(VENV)/demo.installed .cache/data/.complete  ## the main jobs on real input: a graph put on disk, a language model quantized; writes demo/report.html
+demo: $(VENV)/demo.installed .cache/data/.complete  ## the main jobs on real input: a graph put on disk, a language model quantized, its attention approximated; writes demo/report.html
 	$(BIN)/python -m examples.demo --data .cache/data --out demo
 
 test: $(VENV)/test.installed  ## the test suite

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from examples.demo import anyprec, ginex
+from examples.demo import a3, anyprec, ginex
 from examples.demo.report import write_report
 
 
@@ -20,7 +20,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        sections = [module.run(arguments.data, arguments.out) for module in (ginex, anyprec)]
+        sections = [module.run(arguments.data, arguments.out) for module in (ginex, anyprec, a3)]
         report = write_report(arguments.out / "report.html", sections)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
