@@ -8,6 +8,7 @@ Bounds on floats hold for dot products added up in float32, in any order: what r
 products (TF32) that a GPU may use.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -188,7 +189,7 @@ def _advance_depth(columns: Columns, state: _Search) -> _Search:
     return _Search(state.positions + 1, state.seen.at[rows].set(True))
 
 
-def _advance_largest(num_pops: int):
+def _advance_largest(num_pops: int) -> Callable[[Columns, _Search], _Search]:
     """So many of the largest products that are left, of equal ones the lowest column's; none more once a column is read."""
 
     def pop(columns: Columns, state: _Search) -> _Search:

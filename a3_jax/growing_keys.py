@@ -4,8 +4,8 @@ Rows are collected until there are `run_length` of them; these are sorted by col
 once, as a binary counter carries, so that there are at most `log2(n / run_length) + 1` runs, each twice as long as the next or longer
 (log-structured merge; the "logarithmic method" of Bentley and Saxe 1980). Rows of an older run are all lower than those of a newer one.
 
-With n rows and runs of length b, an entry is sorted once and merged at most `log2(n / b)` times: `merge_work` counts. Sorting all rows again
-for every row that is added would move n entries of a column each time.
+With n rows and runs of length b, an entry is sorted once and merged at most `log2(n / b)` times: `merge_work` counts. Sorting all rows
+again for every row that is added would move n entries of a column each time.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ class GrowingKeys(NamedTuple):
     """Sorted runs of the keys so far, and the rows since the last run. Sizes never change: `capacity` and `run_length` are shapes.
 
     The following hold, with m = length // run_length:
-      * entries `[0, m * run_length)` of a column are runs, one for each 1 in the binary digits of m, the longest first: a 1 worth w is a run of
-        `w * run_length` entries. It is sorted as `SortedKeys` are, and holds the rows whose numbers are its places.
+      * entries `[0, m * run_length)` of a column are runs, one for each 1 in the binary digits of m, the longest first: a 1 worth w is
+        a run of `w * run_length` entries. It is sorted as `SortedKeys` are, and holds the rows whose numbers are its places.
       * `pending[: length % run_length]` are the rows since.
 
     To `jax.vmap` over heads, share the length: `GrowingKeys(0, 0, 0, None)` as axes. A batched one makes every append pay for all merges.
@@ -88,8 +88,8 @@ def append_key(keys: GrowingKeys, key: Real[Array, " d"]) -> GrowingKeys:
 def merge_runs(keys: GrowingKeys) -> SortedKeys:
     """The sorted keys of all rows, as `sort_keys` gives them, ties included.
 
-    Of `capacity` columns' entries those of rows that are not there yet stand last, with the largest value of the type (infinite for floats):
-    search with `mask=filled_rows(keys)`. One copy serves all queries of a grouped head.
+    Every column has `capacity` entries: those of rows that are not there yet stand last, with the largest value of the type (infinite
+    for floats). Search with `mask=filled_rows(keys)`. One copy serves all queries of a grouped head.
 
     O(d capacity) entries moved, each found by binary search, instead of a sort. A search may also go through the runs one by one, as d
     columns each; the forms here want one.
@@ -115,7 +115,7 @@ def merge_runs(keys: GrowingKeys) -> SortedKeys:
 
 def filled_rows(keys: GrowingKeys) -> Bool[Array, " capacity"]:
     """The rows that there are."""
-    return jnp.arange(keys.values.shape[1], dtype=jnp.int32) < keys.length
+    return jnp.arange(keys.rows.shape[-1], dtype=jnp.int32) < keys.length
 
 
 def merge_work(num_rows: int, *, run_length: int = 128) -> int:

@@ -45,11 +45,9 @@ def affordable(
 
 def take_largest(scores: Real[Array, " n"], count: Int32[Array, ""], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
     """As many of the valid rows, those with the largest scores, of equal ones the lower. O(n log n), for any count that is traced."""
-    order = jnp.argsort(jnp.where(valid, -scores, 0), stable=True)
-    # Valid rows first, in the same order.
-    order = order[jnp.argsort(~valid[order], stable=True)]
-    chosen = jnp.arange(scores.shape[0], dtype=jnp.int32) < count
-    return jnp.zeros_like(valid).at[order].set(chosen) & valid
+    row = jnp.arange(scores.shape[0], dtype=jnp.int32)
+    _, _, order = jax.lax.sort((~valid, -scores, row), num_keys=2, is_stable=True)
+    return jnp.zeros_like(valid).at[order].set(row < count) & valid
 
 
 def bill(selected: Bool[Array, " n"], *, overhead: float | Float[Array, ""], price: float) -> Selection:

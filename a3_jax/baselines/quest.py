@@ -43,7 +43,7 @@ def quest(
 
         bytes = 2 d element_bytes pages + page_size (d + value_dim) element_bytes (pages selected)
 
-    where `pages` counts those with a valid row, and a page that is selected is paid for and read whole, but only its valid rows are selected.
+    where `pages` counts those with a valid row. A page that is selected is paid for and read whole; only its valid rows are selected.
 
     Args:
       bounds: of `page_bounds` with the same page size and mask; None to compute them here.
