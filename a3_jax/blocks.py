@@ -45,8 +45,7 @@ def block_scores(
 
     O(n).
     """
-    if reduction not in get_args(BlockReduction):
-        raise ValueError(f"reduction: wanted one of {', '.join(get_args(BlockReduction))}, got {reduction!r}")
+    check_reduction(reduction)
     valid = _by_block(jnp.ones_like(scores, bool) if mask is None else mask, block_size, False)
     least = lowest(scores.dtype)
     if reduction == "max":
@@ -105,6 +104,11 @@ def rows_of_blocks(blocks: Blocks, *, num_rows: int, block_size: int = 128) -> B
     target = jnp.where(slot < blocks.count, blocks.numbers, num_rows)
     selected = jnp.zeros(-(-num_rows // block_size), bool).at[target].set(True, mode="drop")
     return jnp.repeat(selected, block_size)[:num_rows]
+
+
+def check_reduction(name: str) -> None:
+    if name not in get_args(BlockReduction):
+        raise ValueError(f"reduction: wanted one of {', '.join(get_args(BlockReduction))}, got {name!r}")
 
 
 def _by_block(rows: Array, block_size: int, padding: bool | int | Array) -> Array:

@@ -163,7 +163,8 @@ def search_top_k(
     advance = _advance_depth if order == "depth" else _advance_largest(pops_per_step or num_columns)
 
     def best(state: "_Search") -> tuple[Array, Array]:
-        return jax.lax.top_k(jnp.where(state.seen, dot_products, least), k)
+        scores, rows = jax.lax.top_k(jnp.where(state.seen, dot_products, least), k)
+        return scores, rows
 
     def unfinished(state: "_Search") -> Bool[Array, ""]:
         all_read = jnp.any(state.positions >= columns.num_valid)
@@ -243,11 +244,15 @@ def _dot_products(query: Real[Array, " d"], key: Real[Array, "n d"]) -> Real[Arr
     return jnp.matmul(key, query, preferred_element_type=jnp.int32)
 
 
+def check_order(name: str) -> None:
+    if name not in get_args(PopOrder):
+        raise ValueError(f"order: wanted one of {', '.join(get_args(PopOrder))}, got {name!r}")
+
+
 def _check_search(k: int, num_rows: int, order: str, pops_per_step: int | None, num_columns: int) -> None:
     if not 1 <= k <= num_rows:
         raise ValueError(f"k: wanted 1 to the number of rows, {num_rows}, got {k}")
-    if order not in get_args(PopOrder):
-        raise ValueError(f"order: wanted one of {', '.join(get_args(PopOrder))}, got {order!r}")
+    check_order(order)
     if pops_per_step is not None and (pops_per_step < 1 or (order == "depth" and pops_per_step != num_columns)):
         raise ValueError(
             f'pops_per_step: wanted at least 1 with order="largest", and None with "depth", got {pops_per_step}'

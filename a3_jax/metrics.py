@@ -48,7 +48,14 @@ def output_error(output: Float[Array, " dv"], exact: Float[Array, " dv"]) -> Flo
 
 
 def bytes_touched(
-    M: Count, C: Count, K: Count, *, key_dim: int, value_dim: int, element_bytes: float = 2, id_bytes: float = 4
+    M: Count,
+    C: Count,
+    K: Count,
+    *,
+    key_dim: int,
+    value_dim: int,
+    element_bytes: int | float = 2,
+    id_bytes: int | float = 4,
 ) -> Count:
     """What the accelerator's algorithm reads for one query: `2 M` words of sorted keys, C rows of keys, K rows of values.
 

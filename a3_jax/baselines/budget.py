@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int32, Real
 
 from a3_jax.metrics import bytes_touched
 
-Budget: TypeAlias = int | float | Float[Array, ""]
+Budget: TypeAlias = int | float | Real[Array, ""]
+Bytes: TypeAlias = int | float | Real[Array, ""]
 
 
 class Selection(NamedTuple):
@@ -27,14 +28,12 @@ class Selection(NamedTuple):
     bytes_touched: Float[Array, ""]
 
 
-def row_bytes(key_dim: int, value_dim: int, element_bytes: float) -> float:
+def row_bytes(key_dim: int, value_dim: int, element_bytes: int | float) -> float:
     """Of a key and its value."""
     return float(bytes_touched(0, 1, 1, key_dim=key_dim, value_dim=value_dim, element_bytes=element_bytes))
 
 
-def affordable(
-    budget: Budget, *, overhead: float | Float[Array, ""], price: float, limit: Int32[Array, ""]
-) -> Int32[Array, ""]:
+def affordable(budget: Budget, *, overhead: Bytes, price: int | float, limit: Int32[Array, ""]) -> Int32[Array, ""]:
     """How many whole pieces of a price the budget buys after the overhead, no more than there are.
 
     In float32: a budget above 16 MiB may buy a piece more or less than in exact numbers.
@@ -50,7 +49,7 @@ def take_largest(scores: Real[Array, " n"], count: Int32[Array, ""], valid: Bool
     return jnp.zeros_like(valid).at[order].set(row < count) & valid
 
 
-def bill(selected: Bool[Array, " n"], *, overhead: float | Float[Array, ""], price: float) -> Selection:
+def bill(selected: Bool[Array, " n"], *, overhead: Bytes, price: int | float) -> Selection:
     """The selection with its bytes."""
     count = jnp.sum(selected)
     return Selection(selected, jnp.where(count > 0, overhead + count * price, 0).astype(jnp.float32))

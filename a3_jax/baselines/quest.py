@@ -35,7 +35,7 @@ def quest(
     *,
     budget: Budget,
     value_dim: int,
-    element_bytes: float = 2,
+    element_bytes: int | float = 2,
     page_size: int = 16,
     mask: Bool[Array, " n"] | None = None,
 ) -> Selection:

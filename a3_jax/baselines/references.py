@@ -15,7 +15,7 @@ def exact_top_k(
     *,
     budget: Budget,
     value_dim: int,
-    element_bytes: float = 2,
+    element_bytes: int | float = 2,
     mask: Bool[Array, " n"] | None = None,
 ) -> Selection:
     """The rows with the largest dot products, found by reading all keys.
@@ -43,7 +43,7 @@ def oracle_top_k(
     *,
     budget: Budget,
     value_dim: int,
-    element_bytes: float = 2,
+    element_bytes: int | float = 2,
     mask: Bool[Array, " n"] | None = None,
 ) -> Selection:
     """The rows with the largest dot products, known without reading: for k rows no selection has more softmax weight.
@@ -65,7 +65,7 @@ def random_rows(
     *,
     budget: Budget,
     value_dim: int,
-    element_bytes: float = 2,
+    element_bytes: int | float = 2,
     mask: Bool[Array, " n"] | None = None,
 ) -> Selection:
     """Rows drawn without replacement, every set of k as likely.
@@ -87,7 +87,7 @@ def sliding_window(
     *,
     budget: Budget,
     value_dim: int,
-    element_bytes: float = 2,
+    element_bytes: int | float = 2,
     sinks: Rows = 4,
     mask: Bool[Array, " n"] | None = None,
 ) -> Selection:

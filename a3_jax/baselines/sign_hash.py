@@ -52,8 +52,8 @@ def sign_hash(
     *,
     budget: Budget,
     value_dim: int,
-    element_bytes: float = 2,
-    angle_bias: float = 0.0,
+    element_bytes: int | float = 2,
+    angle_bias: int | float | Float[Array, ""] = 0.0,
     mask: Bool[Array, " n"] | None = None,
 ) -> Selection:
     """The rows with the largest `norm cos(pi / bits (signs that differ) - angle_bias)`.

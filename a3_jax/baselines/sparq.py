@@ -14,7 +14,7 @@ def sparq(
     budget: Budget,
     num_columns: int | Int32[Array, ""],
     value_dim: int,
-    element_bytes: float = 2,
+    element_bytes: int | float = 2,
     mask: Bool[Array, " n"] | None = None,
 ) -> Selection:
     """The rows with the largest sums of products over the r columns where the query is largest in magnitude.

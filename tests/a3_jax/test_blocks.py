@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from a3_jax.attention.exact import attend
-from a3_jax.blocks import Blocks, block_scores, rows_of_blocks, select_blocks
+from a3_jax.blocks import Blocks, block_scores, check_reduction, rows_of_blocks, select_blocks
 
 NUM_ROWS, SIZE, MOST = 22, 4, 3  # 6 blocks, the last of 2 rows
 
@@ -61,17 +61,21 @@ def test_a_paged_kernel_reads_these_rows() -> None:
     scores, value = rng.normal(size=(50, NUM_ROWS)).astype(np.float32), rng.normal(size=(24, 3)).astype(np.float32)
     required = np.zeros((50, 6), bool)
     required[:, 4] = True
-    _, _, blocks, rows = selected(scores, np.tile(mask, (50, 1)), required)
+    _, _, blocks, rows = jax.tree.map(
+        np.asarray, selected(*(np.resize(array, (800, array.shape[-1])) for array in (scores, mask, required)))
+    )
+    rows = rows[:50]
+    outputs, _ = jax.jit(jax.vmap(attend, (0, 0, None)))(scores, rows & mask, value[:NUM_ROWS])
+    blocks, outputs = jax.tree.map(np.asarray, (blocks, outputs))
     table = rng.permutation(6)
     pages = np.zeros((6, SIZE, 3), np.float32)
     pages[table] = value.reshape(6, SIZE, 3)
     for case in range(50):
-        numbers, count, num_rows = (np.asarray(part)[case] for part in blocks)
+        numbers, count, num_rows = (part[case] for part in blocks)
         read = pages[table[numbers[:count]]].reshape(-1, 3)[:num_rows]
         their_scores = np.concatenate([scores[case, 4 * b : 4 * b + 4] for b in numbers[:count]])[:num_rows]
         weights = np.exp(their_scores.astype(np.float64))
-        output, _ = attend(jnp.asarray(scores[case]), rows[case] & mask, jnp.asarray(value[:NUM_ROWS]))
-        np.testing.assert_allclose(output, weights @ read / weights.sum(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(outputs[case], weights @ read / weights.sum(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_does_not_fit() -> None:
@@ -79,7 +83,7 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="wanted at least 1 row, got 0"):
         block_scores(scores, block_size=0)
     with pytest.raises(ValueError, match="wanted one of max, sum, got 'mean'"):
-        block_scores(scores, reduction="mean")  # pyright: ignore[reportArgumentType]
+        check_reduction("mean")
     with pytest.raises(ValueError, match="wanted one for every 4 of 30 rows, got 6"):
         select_blocks(scores, num_blocks=2, block_size=4, num_rows=30)
     with pytest.raises(ValueError, match="1 to the number of blocks, 6, got 7"):
