@@ -1,4 +1,4 @@
-"""What a search can promise: no row that it has not met scores more than the products at the heads of all columns add up to.
+"""What a search can promise: no row that it has not met scores more than the next products of all columns, the frontier, add up to.
 
 The entries of a sorted column fall, so a row that none of the max pops met has in every column a product no larger than the next one there.
 The sum of these is the bound of Fagin's threshold algorithm (Fagin, Lotem and Naor, JCSS 2003). A3 does not use it. With it the best of
@@ -213,12 +213,12 @@ def _bound(columns: Columns, num_pops: Int32[Array, " d"]) -> Real[Array, ""]:
     """The sum of the next products of all columns, rounding allowed for; the lowest number once a column, and so every row, was read."""
     column = jnp.arange(num_pops.shape[0], dtype=jnp.int32)
     side = jnp.zeros_like(column)
-    heads, _ = entries(columns, side, column, num_pops)
+    frontier, _ = entries(columns, side, column, num_pops)
     all_read = jnp.any(num_pops >= columns.num_valid)
-    bound = jnp.sum(jnp.where(all_read, 0, heads), dtype=heads.dtype)
-    if jnp.issubdtype(heads.dtype, jnp.floating):
+    bound = jnp.sum(jnp.where(all_read, 0, frontier), dtype=frontier.dtype)
+    if jnp.issubdtype(frontier.dtype, jnp.floating):
         bound = bound + _rounding(columns)
-    return jnp.where(all_read, lowest(heads.dtype), bound)
+    return jnp.where(all_read, lowest(frontier.dtype), bound)
 
 
 def _rounding(columns: Columns) -> Float[Array, ""]:

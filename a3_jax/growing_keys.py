@@ -69,20 +69,22 @@ def grow_keys(key: Real[Array, "n d"], *, capacity: int, run_length: int = 128) 
 def append_key(keys: GrowingKeys, key: Real[Array, " d"]) -> GrowingKeys:
     """Adds a row, whose number is the length so far. Where there is no room, nothing changes.
 
-    O(d) for most rows. Every `run_length`-th row sorts a run, and merges as many as it completes: `merge_work` entries of every column
-    for all rows together, each found by binary search.
+    O(d) for most rows, if the argument is donated (`jax.jit(append_key, donate_argnums=0)`) or this is in a loop. Every
+    `run_length`-th row sorts a run, and merges as many as it completes: `merge_work` entries of every column for all rows together, each
+    found by binary search.
     """
     capacity, run_length = keys.values.shape[1], keys.pending.shape[0]
     has_room, place = keys.length < capacity, keys.length % run_length
     key = jax.lax.stop_gradient(key).astype(keys.pending.dtype)
     pending = keys.pending.at[jnp.where(has_room, place, run_length)].set(key, mode="drop")
     keys = keys._replace(pending=pending, length=keys.length + has_room)
-    num_runs = keys.length // run_length
-    # How many runs the new one is merged with: the 0s that the binary digits of the number of runs end in.
-    carries = jax.lax.population_count((num_runs & -num_runs) - 1)
     completes = has_room & (place == run_length - 1)
-    branches = [lambda keys: keys, *(_carry(level) for level in range(_num_levels(capacity, run_length)))]
-    return jax.lax.switch(jnp.where(completes, carries + 1, 0), branches, keys)
+    keys = _once(completes, _sort_pending, keys)
+    # As many runs are merged with the new one as the binary digits of the number of runs end in 0s.
+    num_runs = keys.length // run_length
+    for level in range(1, _num_levels(capacity, run_length)):
+        keys = _once(completes & (num_runs % (1 << level) == 0), _merge_last(level), keys)
+    return keys
 
 
 def merge_runs(keys: GrowingKeys) -> SortedKeys:
@@ -148,23 +150,37 @@ def _slice(keys: GrowingKeys, start: Int32[Array, ""], size: int) -> SortedKeys:
     return SortedKeys(*(jax.lax.dynamic_slice_in_dim(array, start, size, axis=1) for array in keys[:2]))
 
 
-def _carry(level: int) -> Callable[[GrowingKeys], GrowingKeys]:
-    """Sorts the pending rows and merges the run with the `level` newest ones, which are 1, 2, 4, .. times as long."""
+def _once(when: Bool[Array, ""], change: Callable[[GrowingKeys], GrowingKeys], keys: GrowingKeys) -> GrowingKeys:
+    """The keys changed, or as they are. Of a loop XLA keeps the arrays in place; of a conditional it copies them."""
 
-    def carry(keys: GrowingKeys) -> GrowingKeys:
-        run_length = keys.pending.shape[0]
-        run = _run_of(keys.pending, keys.length - run_length)
-        for done in range(level):
-            size = run_length << done
-            run = _merge(_slice(keys, keys.length - 2 * size, size), run)
-        start = keys.length - (run_length << level)
-        values, rows = (
-            jax.lax.dynamic_update_slice_in_dim(array, piece, start, axis=1)
-            for array, piece in zip(keys[:2], run, strict=True)
-        )
-        return keys._replace(values=values, rows=rows)
+    def step(state: tuple[Array, GrowingKeys]) -> tuple[Array, GrowingKeys]:
+        return jnp.zeros_like(state[0]), change(state[1])
 
-    return carry
+    return jax.lax.while_loop(lambda state: state[0], step, (when, keys))[1]
+
+
+def _sort_pending(keys: GrowingKeys) -> GrowingKeys:
+    start = keys.length - keys.pending.shape[0]
+    return _write(keys, _run_of(keys.pending, start), start)
+
+
+def _merge_last(level: int) -> Callable[[GrowingKeys], GrowingKeys]:
+    """Makes the last two runs, of `run_length << (level - 1)` entries each, one."""
+
+    def merge_last(keys: GrowingKeys) -> GrowingKeys:
+        size = keys.pending.shape[0] << (level - 1)
+        start = keys.length - 2 * size
+        return _write(keys, _merge(_slice(keys, start, size), _slice(keys, start + size, size)), start)
+
+    return merge_last
+
+
+def _write(keys: GrowingKeys, run: SortedKeys, start: Int32[Array, ""]) -> GrowingKeys:
+    values, rows = (
+        jax.lax.dynamic_update_slice_in_dim(array, piece, start, axis=1)
+        for array, piece in zip(keys[:2], run, strict=True)
+    )
+    return keys._replace(values=values, rows=rows)
 
 
 def _merge(first: SortedKeys, second: SortedKeys) -> SortedKeys:

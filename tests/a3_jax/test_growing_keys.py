@@ -2,16 +2,14 @@
 
 import heapq
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from a3_jax.attention.approximate import approx_attention
 from a3_jax.growing_keys import GrowingKeys, append_key, filled_rows, grow_keys, merge_runs, merge_work
-from a3_jax.sorted_keys import SortedKeys, sort_keys
+from a3_jax.sorted_keys import SortedKeys
 
 DIM, CAPACITY, RUN_LENGTH = 3, 21, 3  # 7 runs: no power of two
 
@@ -55,33 +53,47 @@ class RunsInPython:
         self.written += len(run[0])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_equals_sorting_all_rows_after_every_row(dtype: type) -> None:
-    key = many_ties(dtype)
-    start = grow_keys(jnp.zeros((0, DIM), dtype), capacity=CAPACITY, run_length=RUN_LENGTH)
-    _, (every, merged) = grown_by(start, jnp.asarray(key))
-    largest = np.inf if dtype is np.float32 else np.iinfo(np.int32).max
+def sorted_at_once(key: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values and rows, with the largest value of the type in rows that are not there yet."""
+    largest = np.inf if key.dtype == np.float32 else np.iinfo(np.int32).max
+    filled = np.where(np.arange(CAPACITY)[:, None] < length, key, np.array(largest, key.dtype))
+    order = np.argsort(filled, axis=0, kind="stable")
+    return np.take_along_axis(filled, order, 0).T, order.T
+
+
+def test_equals_sorting_all_rows_after_every_row() -> None:
+    key = many_ties(np.float32)
+    start = grow_keys(jnp.zeros((0, DIM)), capacity=CAPACITY, run_length=RUN_LENGTH)
+    _, (every, merged) = jax.tree.map(np.asarray, grown_by(start, jnp.asarray(key)))
     in_python = RunsInPython()
     for length in range(1, CAPACITY + 1):
-        filled = np.where(np.arange(CAPACITY)[:, None] < length, key, np.array(largest, dtype))
-        order = np.argsort(filled, axis=0, kind="stable")
-        np.testing.assert_array_equal(merged.rows[length - 1], order.T)
-        np.testing.assert_array_equal(merged.values[length - 1], np.take_along_axis(filled, order, 0).T)
+        values, rows = sorted_at_once(key, length)
+        np.testing.assert_array_equal(merged.rows[length - 1], rows)
+        np.testing.assert_array_equal(merged.values[length - 1], values)
         assert every.length[length - 1] == length
         if length % RUN_LENGTH == 0:
             in_python.add(key[length - RUN_LENGTH : length], length - RUN_LENGTH)
             runs = np.concatenate([np.array(run) for run in in_python.runs], axis=1)
-            np.testing.assert_array_equal(every.values[length - 1][:, :length], runs[..., 0].astype(dtype))
+            np.testing.assert_array_equal(every.values[length - 1][:, :length], runs[..., 0].astype(np.float32))
             np.testing.assert_array_equal(every.rows[length - 1][:, :length], runs[..., 1])
             assert len(in_python.runs) <= math.log2(length / RUN_LENGTH) + 1
             assert merge_work(length, run_length=RUN_LENGTH) == in_python.written
+
+
+def test_integers_as_large_as_what_stands_for_no_row() -> None:
+    key = many_ties(np.int32)
+    for length in (17, CAPACITY):
+        keys = grow_keys(jnp.asarray(key[:length]), capacity=CAPACITY, run_length=RUN_LENGTH)
+        merged = jax.jit(merge_runs)(keys)
+        for array, wanted in zip(merged, sorted_at_once(key, length), strict=True):
+            np.testing.assert_array_equal(array, wanted)
 
 
 def test_starting_with_rows_is_the_same_as_appending_them() -> None:
     key = many_ties(np.float32)
     empty = grow_keys(jnp.zeros((0, DIM)), capacity=CAPACITY, run_length=RUN_LENGTH)
     _, (every, _) = grown_by(empty, jnp.asarray(key))
-    for length in (1, 3, 8, 17, 21):
+    for length in (8, 17):
         started = grow_keys(jnp.asarray(key[:length]), capacity=CAPACITY, run_length=RUN_LENGTH)
         runs, pending = length // RUN_LENGTH * RUN_LENGTH, length % RUN_LENGTH
         np.testing.assert_array_equal(started.values[:, :runs], every.values[length - 1][:, :runs])
@@ -101,27 +113,22 @@ AXES = GrowingKeys(0, 0, 0, None)
 
 
 @jax.jit
-def of_groups(query: jax.Array, keys: GrowingKeys, key: jax.Array) -> Any:
-    """A row more, then attention of every query of every group: in runs that were merged, and in keys sorted at once."""
-    keys = jax.vmap(append_key, in_axes=(AXES, 0), out_axes=AXES)(keys, key[:, -1])
-    both = jax.tree.map(lambda *pair: jnp.stack(pair), jax.vmap(merge_runs, (AXES,))(keys), jax.vmap(sort_keys)(key))
-
-    def attend(query: jax.Array, key: jax.Array, sorted_keys: SortedKeys) -> Any:
-        return approx_attention(query, key, key, sorted_keys, num_iterations=8, threshold_percent=5)
-
-    group = jax.vmap(attend, (0, None, None))
-    return jax.vmap(jax.vmap(group), (None, None, 0))(query, key, both)
+def of_heads(keys: GrowingKeys, row: jax.Array) -> tuple[GrowingKeys, SortedKeys]:
+    keys = jax.vmap(append_key, in_axes=(AXES, 0), out_axes=AXES)(keys, row)
+    return keys, jax.vmap(merge_runs, (AXES,))(keys)
 
 
-def test_heads_share_a_length_and_queries_a_copy() -> None:
-    """Two key heads, three queries in each group."""
+def test_heads_share_a_length() -> None:
     rng = np.random.default_rng(1)
-    key, query = (jnp.asarray(rng.normal(size=(2, rows, DIM)), jnp.float32) for rows in (CAPACITY, 3))
-    start = [grow_keys(one[:-1], capacity=CAPACITY, run_length=RUN_LENGTH) for one in key]
-    keys = GrowingKeys(*(jnp.stack(arrays) for arrays in list(zip(*start, strict=True))[:3]), start[0].length)
-    output, info = of_groups(query, keys, key)
-    np.testing.assert_array_equal(*info.candidates)
-    np.testing.assert_array_equal(*output)
+    key = rng.normal(size=(2, 12, DIM)).astype(np.float32)
+    start = grow_keys(jnp.zeros((0, DIM)), capacity=12, run_length=RUN_LENGTH)
+    keys = GrowingKeys(*(jnp.stack([array] * 2) for array in start[:3]), start.length)
+    for row in range(12):
+        keys, merged = of_heads(keys, key[:, row])
+    assert keys.length.shape == ()
+    np.testing.assert_array_equal(merged.rows, np.argsort(key, axis=1, kind="stable").transpose(0, 2, 1))
+    np.testing.assert_array_equal(merged.values, np.sort(key, axis=1).transpose(0, 2, 1))
+    np.testing.assert_array_equal(filled_rows(keys), True)
 
 
 def test_work_of_a_power_of_two() -> None:
