@@ -50,10 +50,10 @@ def map_figure(results: Mapping[str, Attended], head: int, tokens: Sequence[str]
         axes.imshow(marks, aspect="auto", interpolation="none")
         axes.set_title(TITLES[name], fontsize="medium", loc="left")
         queries = range(0, SHOWN_QUERIES, 4)
-        axes.set_yticks(queries, [_shown(tokens[len(tokens) - SHOWN_QUERIES + q]) for q in queries], fontsize="x-small")
+        axes.set_yticks(queries, [_tick(tokens[len(tokens) - SHOWN_QUERIES + q]) for q in queries], fontsize="x-small")
     places = range(0, len(tokens), 16)
     panels[-1].set_xticks(
-        places, [f"{_shown(tokens[place])} {place}" for place in places], rotation=90, fontsize="x-small"
+        places, [f"{_tick(tokens[place])} {place}" for place in places], rotation=90, fontsize="x-small"
     )
     figure.supylabel("query, every fourth named")
     figure.supxlabel("row of the key: a token of the text and its number")
@@ -109,8 +109,13 @@ def _all_rows(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _shown(token: str) -> str:
-    """In quotes, a space or a line's end to be seen too; matplotlib would take dollars for mathematics."""
-    return repr(token).replace("$", "USD")
+    """In quotes, a space or a line's end to be seen too."""
+    return repr(token)
+
+
+def _tick(token: str) -> str:
+    """For matplotlib, which would take what is between two dollars for mathematics."""
+    return _shown(token).replace("$", r"\$")
 
 
 def svg_of(figure) -> str:
