@@ -64,6 +64,7 @@ ROOMS = {
         "attention",
         "fixed_point",
         "cost",
+        "workloads",
         "cli",
     ),
 }
@@ -73,7 +74,7 @@ FENCES = {
     "tensorstore": {"checkpoint", "store", "ingest"},
     "pyarrow": {"ingest"},
     "zarr": set(),
-    "safetensors": {"checkpoint"},
+    "safetensors": {"checkpoint", "workloads"},
     "gguf": {"checkpoint"},
     # A store counts the reads of several threads.
     "threading": {"engine", "pipeline", "gather", "features", "store"},
