@@ -109,7 +109,9 @@ def encode(
         raise ValueError(f"tokens: wanted at most {len(encoder.positions)} in a text, got {tokens.shape[1]}")
     attentions = [attention] * len(encoder.layers) if callable(attention) else list(attention)
     if len(attentions) != len(encoder.layers):
-        raise ValueError(f"attention: wanted one, or one for each of {len(encoder.layers)} layers, got {len(attentions)}")
+        raise ValueError(
+            f"attention: wanted one, or one for each of {len(encoder.layers)} layers, got {len(attentions)}"
+        )
     hidden, counts = encoder.words[tokens] + encoder.positions[: tokens.shape[1]] + encoder.segment, []
     hidden = _normalize(encoder.norm, hidden, encoder.epsilon)
     for layer, attend in zip(encoder.layers, attentions, strict=True):

@@ -5,7 +5,6 @@ import functools
 from typing import Literal, TypeAlias, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Real
 
@@ -71,7 +70,8 @@ class Setting:
 def attention_of(setting: Setting) -> Attention:
     """The attention that `encode` calls. It leaves JAX where there is a search, which runs on the host.
 
-    Calls raise ValueError where `Setting.format_for` does. Time, of a text of n tokens and a head: O(n^2 d), and O(n (M log d + n)) for the search.
+    Calls raise ValueError where `Setting.format_for` does. Time, of a text of n tokens and a head: O(n^2 d), and O(n (M log d + n)) for
+    the search.
     """
     if setting.is_base and setting.arithmetic == "float":
         return exact_heads

@@ -87,7 +87,9 @@ def padded(
 
 def _read_config(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: an encoder is a folder with it, model.safetensors and tokenizer.json")
+        raise FileNotFoundError(
+            f"{file} is missing: an encoder is a folder with it, model.safetensors and tokenizer.json"
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

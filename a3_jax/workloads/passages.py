@@ -82,9 +82,7 @@ def _windows(
     for end in range(1, len(sentences) + 1):
         window = sentences[start:end]
         length = 2 + sum(len(ids) - 2 for ids in window)
-        inner = [
-            place for place, ids in enumerate(window) if sentence_tokens[0] <= len(ids) <= sentence_tokens[1]
-        ]
+        inner = [place for place, ids in enumerate(window) if sentence_tokens[0] <= len(ids) <= sentence_tokens[1]]
         if inner:
             middle = min(inner, key=lambda place: abs(2 * place + 1 - len(window)))
             rest = length - (len(window[middle]) - 2)
