@@ -5,7 +5,7 @@
 Passages of 256 to 320 tokens, at most ten of a speech, and as many sentences, each taken out of its passage before it is embedded. Exact
 attention, the paper's two settings; with `--sweep` search alone and post-scoring alone, and with `--quantised` all three with f = 2 to 8.
 Accuracy and cost are of the same run: cycles, joules and bytes follow from the M, C and K of every query of every head. `--only` takes
-settings by the starts of their names. Every setting is added to results/a3_retrieval.json when it is done; those that are there stay
+settings by their names. Every setting is added to results/a3_retrieval.json when it is done; those that are there stay
 if they are of as many passages. Some minutes a setting on two cores.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(".cache/data"))
     parser.add_argument("--passages", type=int, default=200)
-    parser.add_argument("--only", nargs="+", default=[""])
+    parser.add_argument("--only", nargs="+", help="names of settings, as the table has them")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--quantised", action="store_true")
     parser.add_argument("--json", action="store_true", help="print the results as JSON and no table")
@@ -72,7 +72,7 @@ def settings(arguments: argparse.Namespace, head_dim: int) -> list[Setting]:
         chosen += sweep_settings()
     if arguments.quantised:
         chosen += quantised
-    return [setting for setting in chosen if setting.name.startswith(tuple(arguments.only))]
+    return [setting for setting in chosen if arguments.only is None or setting.name in arguments.only]
 
 
 def earlier(passages: int) -> dict[str, Any]:
