@@ -112,13 +112,28 @@ def encode(
         raise ValueError(
             f"attention: wanted one, or one for each of {len(encoder.layers)} layers, got {len(attentions)}"
         )
-    hidden, counts = encoder.words[tokens] + encoder.positions[: tokens.shape[1]] + encoder.segment, []
-    hidden = _normalize(encoder.norm, hidden, encoder.epsilon)
+    hidden, counts = (
+        _embed(encoder.words, encoder.positions, encoder.segment, encoder.norm, tokens, encoder.epsilon),
+        [],
+    )
     for layer, attend in zip(encoder.layers, attentions, strict=True):
         output, found = attend(*_project(layer, hidden, encoder.num_heads), mask)
         counts.append(found)
         hidden = _finish(layer, hidden, output, encoder.epsilon)
     return _pool(hidden, mask), tuple(counts)
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _embed(
+    words: Float[Array, "vocabulary width"],
+    positions: Float[Array, "positions width"],
+    segment: Float[Array, " width"],
+    norm: Norm,
+    tokens: Int32[Array, "batch seq"],
+    epsilon: float,
+) -> Float[Array, "batch seq width"]:
+    hidden = words[tokens] + positions[None, : tokens.shape[1]]
+    return _normalize(norm, hidden + _along(segment, hidden), epsilon)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -154,13 +169,18 @@ def _pool(hidden: Float[Array, "batch seq width"], mask: Bool[Array, "batch seq"
 
 
 def _apply(linear: Linear, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    return jnp.matmul(x, linear.weight.T, precision=_PRECISION) + linear.bias
+    product = jnp.matmul(x, linear.weight.T, precision=_PRECISION)
+    return product + _along(linear.bias, product)
 
 
 def _normalize(norm: Norm, x: Float[Array, "*axes width"], epsilon: float) -> Float[Array, "*axes width"]:
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + epsilon) * norm.weight + norm.bias
+    return centred * jax.lax.rsqrt(variance + epsilon) * _along(norm.weight, x) + _along(norm.bias, x)
+
+
+def _along(vector: Float[Array, " width"], x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
+    return jnp.broadcast_to(vector, x.shape)
 
 
 def assemble(tensors: Mapping[str, Any], *, num_layers: int, num_heads: int, epsilon: float) -> Encoder:
