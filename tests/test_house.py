@@ -64,6 +64,7 @@ ROOMS = {
         "attention",
         "fixed_point",
         "cost",
+        "workloads",
         "cli",
     ),
 }
@@ -82,8 +83,8 @@ FENCES = {
     "concurrent": {"engine", "pipeline", "gather", "quantization", "store", "ingest"},
     "multiprocessing": {"engine", "pipeline", "gather"},
     "jax.experimental.pallas": {"ops"},
-    "flax": {"models"},
-    "optax": {"train"},
+    "flax": {"models", "workloads"},
+    "optax": {"train", "workloads"},
     "tensorboard": {"train"},
     "yaml": {"cli"},
     "typer": {"cli"},
