@@ -40,8 +40,8 @@ class Reading(NamedTuple):
         return self.memories.shape[2] - 1
 
 
-# (query [batch, d], key [batch, memory, d], value [batch, memory, d], mask [batch, memory]) -> ([batch, d], what else is to be known).
-Attend = Callable[[Array, Array, Array, Array], tuple[Array, Any]]
+# (hop, query [batch, d], key [batch, memory, d], value [batch, memory, d], mask [batch, memory]) -> ([batch, d], what else is to be said).
+Attend = Callable[[int, Array, Array, Array, Array], tuple[Array, Any]]
 # (scores [batch, memory], mask [batch, memory]) -> weights [batch, memory].
 Weigh = Callable[[Array, Array], Array]
 
@@ -104,7 +104,7 @@ def look(reading: Reading, attend: Attend) -> tuple[Float[Array, "batch d"], lis
     """All hops: what attention finds is added to the query. Also returns what else `attend` said, a hop each."""
     query, said = reading.query, []
     for hop in range(reading.num_hops):
-        found, more = attend(query, reading.memories[:, :, hop], reading.memories[:, :, hop + 1], reading.mask)
+        found, more = attend(hop, query, reading.memories[:, :, hop], reading.memories[:, :, hop + 1], reading.mask)
         query = query + found
         said.append(more)
     return query, said
