@@ -4,7 +4,6 @@ Queries are what a hop looks with, keys and values its memories; nothing is trai
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -21,7 +20,7 @@ from a3_jax.metrics import top_k_recall
 from a3_jax.sorted_keys import SortedKeys, sort_keys
 from a3_jax.workloads.babi import MEMORY_SIZE, EncodedQuestions
 from a3_jax.workloads.memory_network import MemoryBatch, MemoryNetwork, Reading, look
-from a3_jax.workloads.memory_training import Parameters, number_sentences
+from a3_jax.workloads.memory_training import Parameters
 
 # What n is: sentences of the story; the most that a story of the task has in training, which is the size of the memory that the task
 # needs (the paper's mean of 20); or the most that the network takes, 50.
@@ -29,7 +28,8 @@ RowCount: TypeAlias = Literal["story", "task", "memory"]
 ROW_COUNTS: tuple[RowCount, ...] = ("story", "task", "memory")
 
 _TOP = 2  # rows with the largest scores that figure 13 looks for in bAbI
-_CHUNK = 200  # questions
+_CHUNK = 400  # questions
+_WIDTHS = (6, 12, 24, MEMORY_SIZE)  # sentences; one compiled function each
 
 
 class Setting(NamedTuple):
@@ -155,13 +155,14 @@ def _evaluate_alike(
     ]
     thresholds = [_checked_percent(setting.threshold_percent) for setting in settings]
     most = None if settings[0].iterations is None else int(np.max(wanted))
-    found = []
+    order, found = [], []
     for rows, batch in _chunks(questions):
         iterations = jnp.asarray(np.stack(wanted)[:, rows])
         found.append(_answer_chunk(parameters, batch, iterations, jnp.asarray(thresholds, jnp.float32), network, most))
-    whole = _Chunk(
-        *(np.concatenate(parts, axis=-1)[..., : len(questions.answers)] for parts in zip(*found, strict=True))
-    )
+        order.append(rows)
+    # Of a question that is there twice the first one.
+    _, places = np.unique(np.concatenate(order), return_index=True)
+    whole = _Chunk(*(np.concatenate(parts, axis=-1)[..., places] for parts in zip(*found, strict=True)))
     return [
         Outcome(setting, questions.tasks, whole.words[row] == questions.answers, n, *(part[row] for part in whole[1:]))
         for row, (setting, n) in enumerate(zip(settings, counts, strict=True))
@@ -178,15 +179,19 @@ def _checked_percent(percent: float | None) -> float:
 
 
 def _chunks(questions: EncodedQuestions) -> Iterator[tuple[Int[np.ndarray, " chunk"], MemoryBatch]]:
-    """Rows of questions, and the questions; the last chunk is filled up with the first questions."""
-    count = len(questions.answers)
-    size = min(_CHUNK, count)
-    rows = np.resize(np.arange(count), -(-count // size) * size).reshape(-1, size)
-    sentences, stories, asked = number_sentences(questions.stories[rows], questions.questions[rows])
-    times = jnp.broadcast_to(jnp.arange(stories.shape[2], dtype=jnp.int32), stories.shape[1:])
-    for place, chosen in enumerate(rows):
-        words = jnp.asarray(questions.sentences[sentences[place]])
-        yield chosen, MemoryBatch(words, jnp.asarray(stories[place]), times, jnp.asarray(asked[place]))
+    """Which questions, and the questions, those with the shortest stories first; the last chunk is filled up with some of its own.
+
+    Stories are cut off behind the longest one of the chunk, or soon after: what is empty is never selected, but sorted and searched.
+    """
+    sentences = jnp.asarray(questions.sentences)
+    order = np.argsort(questions.story_sizes, kind="stable")
+    size = min(_CHUNK, len(order))
+    for start in range(0, len(order), size):
+        rows = np.resize(order[start : start + size], size)
+        width = next(width for width in _WIDTHS if width >= questions.story_sizes[rows].max())
+        times = np.broadcast_to(np.arange(width, dtype=np.int32), (size, width))
+        stories, asked = questions.stories[rows, :width], questions.questions[rows]
+        yield rows, MemoryBatch(sentences, *map(jnp.asarray, (stories, times, asked)))
 
 
 @functools.partial(jax.jit, static_argnames=("network", "most"))
@@ -229,7 +234,6 @@ def _look_with_selection(
             max_iterations=most,
             threshold_percent=threshold,
             mask=mask,
-            implementation="sequential",
         )
         return output, (info, top_k_recall(score_rows(query, key), info.kept, k=_TOP, mask=mask))
 
@@ -237,15 +241,3 @@ def _look_with_selection(
         return jax.vmap(attend_one)(query, key, value, mask, keys[hop] if keys else None, iterations)
 
     return look(reading, attend)
-
-
-def standard_settings(
-    *, fractions: Sequence[float], thresholds: Sequence[float], combined: Sequence[tuple[float, float]]
-) -> list[Setting]:
-    """Exact attention; each M alone and each pair of M and T, by every reading of n; each T alone, by the stories' sentences."""
-    searches = [(fraction, None) for fraction in fractions] + list(combined)
-    return [
-        Setting(None, None),
-        *(Setting(None, threshold) for threshold in thresholds),
-        *(Setting(float(m), t, rows) for rows, (m, t) in itertools.product(ROW_COUNTS, searches)),
-    ]
