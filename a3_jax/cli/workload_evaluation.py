@@ -12,15 +12,25 @@ from a3_jax.cli.configuration import read_hardware
 from a3_jax.cli.errors import messages, reporting_errors
 from a3_jax.cli.evaluation import AsJson, HardwareFile
 from a3_jax.cli.files import to_json
+from a3_jax.cli.retrieval import ArithmeticName, print_retrieval, retrieval_report
 from a3_jax.cli.simulation import count_of
 from a3_jax.cli.text import result_console, si
 
 
 @reporting_errors
 def evaluate(
-    workload: Annotated[Literal["babi"], typer.Option(help="babi: a memory network answers questions about stories.")],
+    workload: Annotated[
+        Literal["babi", "retrieval"],
+        typer.Option(
+            help="babi: a memory network answers questions about stories. retrieval: MiniLM finds passages of speeches."
+        ),
+    ],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of bAbI with qa1_train.txt and so on.", show_default="made-up stories")
+        Path | None,
+        typer.Option(
+            help="babi: folder with qa1_train.txt and so on. retrieval: folder of MiniLM and speeches.",
+            show_default="made-up stories; .cache/data",
+        ),
     ] = None,
     m: Annotated[
         str | None,
@@ -31,16 +41,38 @@ def evaluate(
     t: Annotated[
         float | None, typer.Option("--T", help="Post-scoring drops rows below so many per cent of the largest weight.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of training, and of made-up stories.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of training, and of made-up stories; of the choice of speeches.")] = 0,
     parameters: Annotated[
         Path | None, typer.Option(help="An .npz file to keep the trained network in; used if it is there.")
     ] = None,
     linear_epochs: Annotated[int, typer.Option(help="Epochs of training without softmax.")] = 30,
     epochs: Annotated[int, typer.Option(help="Epochs of training after these.")] = 60,
+    passages: Annotated[int, typer.Option(help="retrieval: how many, and as many sentences.")] = 200,
+    arithmetic: Annotated[
+        ArithmeticName,
+        typer.Option(help="retrieval: float32; inputs rounded to i = 4 and f bits, then float32; or A3's integers."),
+    ] = "float",
+    f: Annotated[int, typer.Option("--f", help="retrieval: fraction bits.")] = 4,
     hardware: HardwareFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train (or load) a network, answer test questions with exact attention and with A3's, and count what that takes."""
+    """Do a task with exact attention and with A3's, and count what that takes; for babi train (or load) a network first."""
+    if workload == "retrieval":
+        found = retrieval_report(
+            Path(".cache/data") if data is None else data,
+            iterations=_iterations_of(m),
+            threshold_percent=t,
+            arithmetic=arithmetic,
+            fraction_bits=f,
+            num_passages=passages,
+            seed=seed,
+            hardware=read_hardware(hardware),
+        )
+        if as_json:
+            sys.stdout.write(to_json(found))
+        else:
+            print_retrieval(found)
+        return
     # JAX and flax take seconds to load, which the other commands do without.
     from a3_jax.workloads.memory_evaluation import ROW_COUNTS, Setting
     from a3_jax.workloads.memory_report import paper_settings

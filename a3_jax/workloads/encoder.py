@@ -117,7 +117,8 @@ def encode(
         [],
     )
     for layer, attend in zip(encoder.layers, attentions, strict=True):
-        output, found = attend(*_project(layer, hidden, encoder.num_heads), mask)
+        query, key, value = _project(layer, hidden, encoder.num_heads)
+        output, found = attend(query, key, value, mask)
         counts.append(found)
         hidden = _finish(layer, hidden, output, encoder.epsilon)
     return _pool(hidden, mask), tuple(counts)

@@ -5,6 +5,7 @@ import functools
 from typing import Literal, TypeAlias, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Real
 
@@ -96,7 +97,7 @@ def _attend(
             arrays, made = tuple(made.input.to_float(array) for array in arrays), None
     candidates, iterations = _candidates(setting, arrays[0], arrays[1], np.asarray(mask))
     output, counts = _attend_candidates(*arrays, candidates, setting.threshold_percent, made)
-    return output, Counts(iterations, *counts)
+    return output, Counts(jnp.asarray(iterations), *counts)
 
 
 def _candidates(

@@ -135,7 +135,7 @@ def standard_error(recall: float, sentences: int) -> float:
 def text_rows(reports: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """A header and a line a setting, numbers as people read them."""
     header = ("setting", "recall@1", "@10", "MRR", "cosine", "C/n", "K/n", "cycles", "nJ", "bytes", "of exact")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for report in reports:
         mean = report["mean"]
         rows.append(
