@@ -17,7 +17,9 @@ HOPS, DIM = 2, 8
 @pytest.fixture(scope="module")
 def questions():
     """Some of each task, in another order than by length."""
-    texts = [question for task in GENERATED_TASKS for question in parse_stories(generate_stories(task, 15, seed=7), task)]
+    texts = [
+        question for task in GENERATED_TASKS for question in parse_stories(generate_stories(task, 15, seed=7), task)
+    ]
     return encode(texts, vocabulary_of(texts))
 
 
@@ -133,7 +135,9 @@ def test_what_n_is(questions):
     assert sizes == {1: 4, 6: 10, 8: 10}
     # A story that is longer than any of training takes what it takes.
     found = row_counts(questions, "task", sizes)
-    np.testing.assert_array_equal(found[questions.tasks == 1], np.maximum(4, questions.story_sizes[questions.tasks == 1]))
+    np.testing.assert_array_equal(
+        found[questions.tasks == 1], np.maximum(4, questions.story_sizes[questions.tasks == 1])
+    )
     assert set(found[questions.tasks == 6]) == {10}
 
 
