@@ -70,6 +70,7 @@ ROOMS = {
         "baselines",
         "fixed_point",
         "cost",
+        "workloads",
         "cli",
     ),
 }
@@ -79,7 +80,7 @@ FENCES = {
     "tensorstore": {"checkpoint", "store", "ingest"},
     "pyarrow": {"ingest"},
     "zarr": set(),
-    "safetensors": {"checkpoint"},
+    "safetensors": {"checkpoint", "workloads"},
     "gguf": {"checkpoint"},
     # A store counts the reads of several threads.
     "threading": {"engine", "pipeline", "gather", "features", "store"},
@@ -88,8 +89,8 @@ FENCES = {
     "concurrent": {"engine", "pipeline", "gather", "quantization", "store", "ingest"},
     "multiprocessing": {"engine", "pipeline", "gather"},
     "jax.experimental.pallas": {"ops"},
-    "flax": {"models"},
-    "optax": {"train"},
+    "flax": {"models", "workloads"},
+    "optax": {"train", "workloads"},
     "tensorboard": {"train"},
     "yaml": {"cli"},
     "typer": {"cli"},

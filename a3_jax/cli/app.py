@@ -14,6 +14,7 @@ from a3_jax.cli.interrupts import remember_interrupts
 from a3_jax.cli.reproduction import reproduce
 from a3_jax.cli.simulation import simulate_command
 from a3_jax.cli.sweep import sweep
+from a3_jax.cli.workload_evaluation import evaluate
 
 app = typer.Typer(
     name="a3",
@@ -30,6 +31,7 @@ app.command(epilog="Example: a3 sweep --task bert --over M=40:320:40 --over T=5,
 app.command(epilog="Example: a3 cost --print-hardware > mine.yaml, edit it, a3 reproduce --hardware mine.yaml")(
     reproduce
 )
+app.command(epilog="Example: a3 evaluate --workload babi --data en-valid --M n/2 --T 5 --parameters babi.npz")(evaluate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,167 @@
+"""`a3 evaluate`: a task with real inputs, its accuracy under A3's approximation, and what the accelerator takes for it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from a3_jax.cli.configuration import read_hardware
+from a3_jax.cli.errors import messages, reporting_errors
+from a3_jax.cli.evaluation import AsJson, HardwareFile
+from a3_jax.cli.files import to_json
+from a3_jax.cli.retrieval import ArithmeticName, print_retrieval, retrieval_report
+from a3_jax.cli.simulation import count_of
+from a3_jax.cli.text import result_console, si
+
+
+@reporting_errors
+def evaluate(
+    workload: Annotated[
+        Literal["babi", "retrieval"],
+        typer.Option(
+            help="babi: a memory network answers questions about stories. retrieval: MiniLM finds passages of speeches."
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="babi: folder with qa1_train.txt and so on. retrieval: folder of MiniLM and speeches.",
+            show_default="made-up stories; .cache/data",
+        ),
+    ] = None,
+    m: Annotated[
+        str | None,
+        typer.Option(
+            "--M", help="Iterations: a number, or a fraction such as n/2.", show_default="the paper's settings"
+        ),
+    ] = None,
+    t: Annotated[
+        float | None, typer.Option("--T", help="Post-scoring drops rows below so many per cent of the largest weight.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of training, and of made-up stories; of the choice of speeches.")] = 0,
+    parameters: Annotated[
+        Path | None, typer.Option(help="An .npz file to keep the trained network in; used if it is there.")
+    ] = None,
+    linear_epochs: Annotated[int, typer.Option(help="Epochs of training without softmax.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Epochs of training after these.")] = 60,
+    passages: Annotated[int, typer.Option(help="retrieval: how many, and as many sentences.")] = 200,
+    arithmetic: Annotated[
+        ArithmeticName,
+        typer.Option(help="retrieval: float32; inputs rounded to i = 4 and f bits, then float32; or A3's integers."),
+    ] = "float",
+    f: Annotated[int, typer.Option("--f", help="retrieval: fraction bits.")] = 4,
+    hardware: HardwareFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do a task with exact attention and with A3's, and count what that takes; for babi train (or load) a network first."""
+    if workload == "retrieval":
+        found = retrieval_report(
+            Path(".cache/data") if data is None else data,
+            iterations=_iterations_of(m),
+            threshold_percent=t,
+            arithmetic=arithmetic,
+            fraction_bits=f,
+            num_passages=passages,
+            seed=seed,
+            hardware=read_hardware(hardware),
+        )
+        if as_json:
+            sys.stdout.write(to_json(found))
+        else:
+            print_retrieval(found)
+        return
+    # JAX and flax take seconds to load, which the other commands do without.
+    from a3_jax.workloads.memory_evaluation import ROW_COUNTS, Setting
+    from a3_jax.workloads.memory_report import paper_settings
+    from a3_jax.workloads.memory_run import run
+    from a3_jax.workloads.memory_training import TrainingConfig
+
+    accelerator = read_hardware(hardware)
+    settings = paper_settings()
+    if m is not None or t is not None:
+        chosen = [Setting(_iterations_of(m), t, rows) for rows in (ROW_COUNTS if m is not None else ROW_COUNTS[:1])]
+        settings = [Setting(None, None), *chosen]
+    config = TrainingConfig(linear_epochs=linear_epochs, epochs=epochs)
+
+    def tell(epoch: Any) -> None:
+        messages.print(
+            f"epoch {epoch.number} of {linear_epochs + epochs}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.3f}",
+            markup=False,
+        )
+
+    report = run(data, settings, config, accelerator, seed=seed, file=parameters, on_epoch=tell)
+    if as_json:
+        sys.stdout.write(to_json(report))
+    else:
+        _print(report)
+
+
+def _iterations_of(text: str | None) -> int | float | None:
+    """A float, a fraction of n, where there is an n in the text. ValueError for another text, and numbers that are not whole."""
+    if text is None:
+        return None
+    value = count_of(text, 1.0)
+    if "n" in text:
+        return value
+    if value != int(value) or value < 1:
+        raise ValueError(f"M should be a whole number of at least 1, or a fraction such as n/2, got {text}")
+    return int(value)
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = result_console()
+    console.print(
+        f"{report['data']}: {report['questions']['training']} questions trained on (seed {report['seed']}), "
+        f"{report['questions']['test']} asked, {report['hops']} queries each; mean n of {_means(report)}",
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in (
+        "n",
+        "M",
+        "T",
+        "accuracy",
+        "loss",
+        "C/n",
+        "K/n",
+        "top 2",
+        "cycles",
+        "energy",
+        "bytes",
+        "base: cycles",
+        "energy",
+        "bytes",
+    ):
+        table.add_column(name, justify="left" if name == "n" else "right")
+    for row in report["settings"]:
+        table.add_row(
+            row["rows"],
+            _iterations(row),
+            "" if row["T"] is None else f"{row['T']:g} %",
+            *(f"{row[name]:.4f}" for name in ("accuracy", "loss")),
+            *(f"{row[name]:.3f}" for name in ("candidate_fraction", "kept_fraction", "top_2_kept")),
+            *_costs(row),
+            *_costs(row["base"]),
+        )
+    console.print(table)
+    by_task = report["settings"][0]["accuracy_by_task"]
+    console.print(
+        "exact, by task: " + ", ".join(f"{task} {value:.3f}" for task, value in by_task.items()), markup=False
+    )
+
+
+def _means(report: dict[str, Any]) -> str:
+    return ", ".join(f"{rows} {counts['mean']:.1f}" for rows, counts in report["n"].items())
+
+
+def _iterations(row: dict[str, Any]) -> str:
+    if row["M_over_n"] is not None:
+        return f"{row['M_over_n']:g} n"
+    return f"{row['M']:g}" if row["M"] else ""
+
+
+def _costs(row: dict[str, Any]) -> tuple[str, str, str]:
+    return f"{row['cycles']:.4g}", si(row["joules"], "J"), f"{np.round(row['bytes']):g}"

@@ -1,0 +1,1 @@
+"""Real uses of attention, each with its inputs, its model and its evaluation."""
