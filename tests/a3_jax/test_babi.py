@@ -143,7 +143,9 @@ class TestFolder:
             read_folder(tmp_path)
 
 
-@pytest.mark.skipif(not BABI.is_dir(), reason="bAbI is not there: put its en-valid into .cache/babi, or name it in BABI")
+@pytest.mark.skipif(
+    not BABI.is_dir(), reason="bAbI is not there: put its en-valid into .cache/babi, or name it in BABI"
+)
 def test_the_data_set():
     found = read_folder(BABI)
     for questions in (found.training, found.test):
@@ -153,5 +155,7 @@ def test_the_data_set():
     assert test_words <= vocabulary
     assert sum(question.answer not in vocabulary for question in found.test) == 1
     # "average n = 20": the longest stories of the tasks, 50 at most.
-    longest = [max(len(question.story) for question in found.training if question.task == task) for task in range(1, 21)]
+    longest = [
+        max(len(question.story) for question in found.training if question.task == task) for task in range(1, 21)
+    ]
     assert np.mean(longest) == pytest.approx(19.15)

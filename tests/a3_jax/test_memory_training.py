@@ -1,5 +1,6 @@
 """Training: what a batch holds, how a step is made, and that something is learned, the same thing each time."""
 
+import itertools
 import math
 
 import jax
@@ -46,7 +47,7 @@ class TestTimes:
         assert found.min() >= 0 and found.max() < 50
         for row, size in zip(found, sizes, strict=True):
             times = row[:size]
-            assert all(b > a or a == b == 49 for a, b in zip(times, times[1:], strict=False))
+            assert all(b > a or a == b == 49 for a, b in itertools.pairwise(times))
             assert times[-1] <= size - 1 + math.ceil(0.1 * size)
 
     def test_places_are_uniform(self):
@@ -114,14 +115,18 @@ def test_long_gradients_are_cut(length, scale):
 def test_loss_is_summed_over_real_questions():
     logits = np.random.default_rng(3).normal(size=(3, 4)).astype(np.float32)
     answers = np.array([1, -1, 3], np.int32)
-    wanted = sum(math.log(sum(math.exp(x) for x in row)) - row[a] for row, a in zip(logits, answers, strict=True) if a >= 0)
+    wanted = sum(
+        math.log(sum(math.exp(x) for x in row)) - row[a] for row, a in zip(logits, answers, strict=True) if a >= 0
+    )
     assert float(summed_loss(jnp.asarray(logits), jnp.asarray(answers))) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_one_epoch_of_one_batch_is_one_step(stories):
     """The compiled loop against a step taken by hand."""
     training, _, num_words = stories
-    few = training._replace(**{name: getattr(training, name)[:32] for name in ("stories", "questions", "answers", "tasks")})
+    few = training._replace(
+        **{name: getattr(training, name)[:32] for name in ("stories", "questions", "answers", "tasks")}
+    )
     config = TrainingConfig(dim=16, num_hops=1, linear_epochs=0, epochs=1, time_noise=0.0)
     network = MemoryNetwork(num_words, 50, 16, 1)
     found = train(few, network, config, seed=5)
@@ -136,7 +141,10 @@ def test_one_epoch_of_one_batch_is_one_step(stories):
     gradient = jax.jit(jax.grad(loss))(start)
     step = 0.005 * min(1.0, 40 / float(optax.tree.norm(gradient)))
     jax.tree.map(
-        lambda new, old, g: np.testing.assert_allclose(new, old - step * g, rtol=1e-4, atol=1e-6), found, start, gradient
+        lambda new, old, g: np.testing.assert_allclose(new, old - step * g, rtol=1e-4, atol=1e-6),
+        found,
+        start,
+        gradient,
     )
 
 
@@ -158,7 +166,12 @@ def test_something_is_learned_and_the_same_each_time(stories):
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
-    [({"dim": 0}, "dim"), ({"epochs": -1}, "epochs"), ({"learning_rate": math.nan}, "learning_rate"), ({"time_noise": -0.1}, "time_noise")],
+    [
+        ({"dim": 0}, "dim"),
+        ({"epochs": -1}, "epochs"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"time_noise": -0.1}, "time_noise"),
+    ],
 )
 def test_refused_configurations(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
