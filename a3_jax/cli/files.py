@@ -41,7 +41,8 @@ def read_mapping(file: Path) -> Mapping[str, Any]:
 def read_array(file: Path, *, ndim: int) -> np.ndarray:
     """A .npy file of finite numbers with so many axes, none of them empty; floats are float32. ValueError for another."""
     try:
-        array = np.load(file, allow_pickle=False)
+        with file.open("rb") as opened:  # by name, NumPy leaves it open where an archive is broken
+            array = np.load(opened, allow_pickle=False)
     except _LOAD_ERRORS as error:
         raise ValueError(f"{file} is no .npy file of numbers: {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":

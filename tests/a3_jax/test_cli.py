@@ -133,7 +133,7 @@ def test_cost_refuses(capsys, arguments, complaint):
         (f"units: 1{'0' * 400}", "units should be below 2^31"),
         (f"clock_ghz: 1{'0' * 400}", "clock_ghz should be a finite number"),
         (f"n: 1{'0' * 5000}", "neither YAML nor JSON"),
-        (f"n: {[1] * 100_000}", "1, 1 ..."),
+        (f"n: {[1] * 1000}", " ..."),
     ],
 )
 def test_hardware_files_are_refused(capsys, tmp_path, text, complaint):
