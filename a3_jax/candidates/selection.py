@@ -89,7 +89,8 @@ def greedy_scores(
     `query[j] > 0`, else from its bottom; on the side of the smallest the other way round. HPCA 2020, section IV-C, figures 7 and 8.
 
     Args:
-      query: finite, floats or int32. Batches are `jax.vmap`.
+      query: finite, floats or int32. Batches are `jax.vmap`. Floats below the least normal number, and such products, count as 0 on a
+        CPU, where XLA flushes them.
       sorted_keys: of `sort_keys`. Products are int32 for integers, where they and their sums must not overflow, and at least float32.
       num_iterations: M of the paper, clamped to valid rows times d: an int; a float f for `max(1, ceil(f * valid rows))`; or an
         integer array of no axes, which may be traced and needs `max_iterations`.

@@ -41,7 +41,7 @@ def read_mapping(file: Path) -> Mapping[str, Any]:
 def read_array(file: Path, *, ndim: int) -> np.ndarray:
     """A .npy file of finite numbers with so many axes, none of them empty; floats are float32. ValueError for another."""
     try:
-        with file.open("rb") as opened:  # which NumPy leaves open where it fails
+        with file.open("rb") as opened:  # by name, NumPy leaves it open where an archive is broken
             array = np.load(opened, allow_pickle=False)
     except _LOAD_ERRORS as error:
         raise ValueError(f"{file} is no .npy file of numbers: {error}") from error

@@ -68,6 +68,9 @@ class AttentionFormat:
     division_rounding: Rounding = "floor"
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _require(field.name, value, field.name in _CHOICES or type(value) is int, "an int")
         for name, least in (("n", 1), ("d", 1), ("integer_bits", 0), ("fraction_bits", 1)):
             _require(name, getattr(self, name), getattr(self, name) >= least, f"at least {least}")
         least = 2 * self.fraction_bits

@@ -31,7 +31,7 @@ class FixedPoint:
         return 2**self.bits - 1
 
     def quantize(self, x: Float[Array | np.ndarray, "*shape"]) -> Int32[Array, "*shape"]:
-        """The nearest k, of two equally near the even one; what is out of range becomes its end. NaN becomes any number.
+        """The nearest k to x as float32, of two equally near the even one; what is out of range becomes its end. NaN becomes any number.
 
         ValueError if the numbers have more than 24 bits, which no float32 tells apart.
         """

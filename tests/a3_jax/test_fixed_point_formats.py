@@ -185,3 +185,9 @@ def test_thresholds_are_exact_for_whole_distances() -> None:
     for wrong in (-1, 101, math.nan):
         with pytest.raises(ValueError, match="threshold_percent: wanted a number of percent"):
             threshold_units(wrong, fraction_bits=8)
+
+
+def test_sizes_are_ints_of_python() -> None:
+    """4.5, NumPy's integers and True have no bits to count; the first two are refused before, where types are checked."""
+    with pytest.raises(ValueError, match="d: wanted an int, got True"):
+        AttentionFormat(d=True)
