@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -94,21 +94,29 @@ def memory_sizes(training: EncodedQuestions) -> dict[int, int]:
 def row_counts(
     questions: EncodedQuestions, rows: RowCount, sizes: Mapping[int, int]
 ) -> Int32[np.ndarray, " questions"]:
-    """n of every question; a test story that is longer than its task's memory counts in full. ValueError for another reading."""
+    """n of every question; a test story that is longer than its task's memory counts in full."""
     if rows == "story":
         return questions.story_sizes
     if rows == "memory":
         return np.full(len(questions.answers), MEMORY_SIZE, np.int32)
-    if rows != "task":
-        raise ValueError(f"rows: wanted one of {', '.join(ROW_COUNTS)}, got {rows!r}")
     by_task = np.array([sizes.get(int(task), 0) for task in questions.tasks], np.int32)
     return np.maximum(by_task, questions.story_sizes)
 
 
+def check_settings(settings: Sequence[Setting]) -> None:
+    """ValueError, with what was wanted, for a setting that cannot be."""
+    for setting in settings:
+        m, t = setting.iterations, setting.threshold_percent
+        if m is not None and not 0 < m < math.inf:
+            raise ValueError(f"M should be above 0 and finite, got {m}")
+        if t is not None and not 0 <= t <= 100:
+            raise ValueError(f"T should be from 0 to 100 per cent, got {t}")
+        if setting.rows not in ROW_COUNTS:
+            raise ValueError(f"rows: wanted one of {', '.join(ROW_COUNTS)}, got {setting.rows!r}")
+
+
 def iterations_for(iterations: int | float, n: Int32[np.ndarray, " questions"]) -> Int32[np.ndarray, " questions"]:
-    """M of every question. ValueError unless it is above 0 and finite."""
-    if not 0 < iterations < math.inf:
-        raise ValueError(f"M should be above 0 and finite, got {iterations}")
+    """M of every question, for an n each."""
     if isinstance(iterations, int):
         return np.full_like(n, iterations)
     exact = Fraction(iterations).limit_denominator(10**6)  # 0.07 is no float
@@ -128,9 +136,10 @@ def evaluate(
     Args:
       sizes: `memory_sizes` of what was trained on.
 
-    ValueError for settings that `approx_attention` refuses. Keys are sorted once for all settings; then each costs a search for every
+    ValueError for settings that `check_settings` refuses. Keys are sorted once for all settings; then each costs a search for every
     hop of every question.
     """
+    check_settings(settings)
     outcomes: dict[int, Outcome] = {}
     for searching in (False, True):
         numbers = [place for place, setting in enumerate(settings) if (setting.iterations is not None) == searching]
@@ -153,7 +162,7 @@ def _evaluate_alike(
         np.zeros_like(n) if setting.iterations is None else iterations_for(setting.iterations, n)
         for setting, n in zip(settings, counts, strict=True)
     ]
-    thresholds = [_checked_percent(setting.threshold_percent) for setting in settings]
+    thresholds = [setting.threshold_percent or 0.0 for setting in settings]  # 0 keeps every candidate
     most = None if settings[0].iterations is None else int(np.max(wanted))
     order, found = [], []
     for rows, batch in _chunks(questions):
@@ -162,20 +171,11 @@ def _evaluate_alike(
         order.append(rows)
     # Of a question that is there twice the first one.
     _, places = np.unique(np.concatenate(order), return_index=True)
-    whole = _Chunk(*(np.concatenate(parts, axis=-1)[..., places] for parts in zip(*found, strict=True)))
+    words, *counted = (np.concatenate(parts, axis=-1)[..., places] for parts in zip(*found, strict=True))
     return [
-        Outcome(setting, questions.tasks, whole.words[row] == questions.answers, n, *(part[row] for part in whole[1:]))
+        Outcome(setting, questions.tasks, words[row] == questions.answers, n, *(part[row] for part in counted))
         for row, (setting, n) in enumerate(zip(settings, counts, strict=True))
     ]
-
-
-def _checked_percent(percent: float | None) -> float:
-    """0, which keeps every candidate, for None."""
-    if percent is None:
-        return 0.0
-    if not 0 <= percent <= 100:
-        raise ValueError(f"T should be from 0 to 100 per cent, got {percent}")
-    return percent
 
 
 def _chunks(questions: EncodedQuestions) -> Iterator[tuple[Int[np.ndarray, " chunk"], MemoryBatch]]:
@@ -204,15 +204,15 @@ def _answer_chunk(
     most: int | None,
 ) -> _Chunk:
     """Setting by setting; `most` is the largest of all iterations, None for no search."""
-    reading = network.apply(parameters, batch, method="read")
+    reading = cast(Reading, network.apply(parameters, batch, method="read"))
     keys = [] if most is None else [jax.vmap(sort_keys)(reading.memories[:, :, hop]) for hop in range(reading.num_hops)]
 
     def answer(setting: tuple[Array, Array]) -> _Chunk:
         found, said = _look_with_selection(reading, keys, *setting, most)
-        words = jnp.argmax(network.apply(parameters, found, method="answer"), axis=1).astype(jnp.int32)
+        logits = cast(Array, network.apply(parameters, found, method="answer"))
         infos, top_kept = zip(*said, strict=True)
-        counts = (jnp.stack([getattr(info, name) for info in infos]) for name in ("M", "C", "K"))
-        return _Chunk(words, *counts, jnp.stack(top_kept))
+        m, c, k = (jnp.stack([getattr(info, name) for info in infos]) for name in ("M", "C", "K"))
+        return _Chunk(jnp.argmax(logits, axis=1).astype(jnp.int32), m, c, k, jnp.stack(top_kept))
 
     return jax.lax.map(answer, (iterations, thresholds))
 

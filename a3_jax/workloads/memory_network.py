@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen
 from jaxtyping import Array, Bool, Float, Int32
 
@@ -19,10 +20,10 @@ class MemoryBatch(NamedTuple):
       questions: the sentence that is the question.
     """
 
-    sentences: Int32[Array, "sentences words"]
-    stories: Int32[Array, "batch memory"]
-    times: Int32[Array, "batch memory"]
-    questions: Int32[Array, " batch"]
+    sentences: Int32[Array | np.ndarray, "sentences words"]
+    stories: Int32[Array | np.ndarray, "batch memory"]
+    times: Int32[Array | np.ndarray, "batch memory"]
+    questions: Int32[Array | np.ndarray, " batch"]
 
 
 class Reading(NamedTuple):
@@ -78,7 +79,7 @@ class MemoryNetwork(linen.Module):
         for hop in range(self.num_hops):
             scores = jnp.take_along_axis(query @ encoded[:, hop].T, batch.stories, axis=1)
             scores += jnp.take_along_axis(query @ self.times[hop].T, batch.times, axis=1)
-            weights = weigh(scores, batch.stories > 0)
+            weights = weigh(scores, jnp.asarray(batch.stories) > 0)
             query += _spread(weights, batch.stories, num_sentences) @ encoded[:, hop + 1]
             query += _spread(weights, batch.times, memory) @ self.times[hop + 1]
         return self.answer(query)
@@ -87,9 +88,11 @@ class MemoryNetwork(linen.Module):
         """The keys and values of every story, for attention of another kind."""
         encoded = self._encode(batch.sentences)
         memories = encoded[batch.stories] + jnp.transpose(self.times, (1, 0, 2))[batch.times]
-        return Reading(encoded[batch.questions, 0], memories, batch.stories > 0)
+        return Reading(encoded[batch.questions, 0], memories, jnp.asarray(batch.stories) > 0)
 
-    def _encode(self, sentences: Int32[Array, "sentences words"]) -> Float[Array, "sentences hops_and_1 d"]:
+    def _encode(
+        self, sentences: Int32[Array | np.ndarray, "sentences words"]
+    ) -> Float[Array, "sentences hops_and_1 d"]:
         """Every sentence by every matrix."""
         # One row for a word, of all matrices: gathering it, and adding to it in the gradient, is most of the work.
         table = jnp.transpose(self.embeddings, (1, 0, 2))
@@ -110,7 +113,9 @@ def look(reading: Reading, attend: Attend) -> tuple[Float[Array, "batch d"], lis
     return query, said
 
 
-def position_encoding(sentences: Int32[Array, "sentences words"], dim: int) -> Float[Array, "sentences words {dim}"]:
+def position_encoding(
+    sentences: Int32[Array | np.ndarray, "sentences words"], dim: int
+) -> Float[Array, "sentences words {dim}"]:
     """`(1 - j / J) - (k / d) (1 - 2 j / J)` for word j of J, from 1, and component k of d, from 1 (section 4.1); 0 for the empty word."""
     present = sentences > 0
     count = jnp.maximum(jnp.sum(present, axis=1, keepdims=True), 1).astype(jnp.float32)
@@ -135,7 +140,7 @@ def linear_weights(
 
 
 def _spread(
-    weights: Float[Array, "batch memory"], places: Int32[Array, "batch memory"], size: int
+    weights: Float[Array, "batch memory"], places: Int32[Array | np.ndarray, "batch memory"], size: int
 ) -> Float[Array, "batch {size}"]:
     """The weights at these places, added up where places are equal."""
     rows = jnp.arange(weights.shape[0], dtype=jnp.int32)[:, None]

@@ -1,6 +1,6 @@
 """Accuracy and cost of a memory network under A3, from the same run: figures 11 to 13 (HPCA 2020), with joules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from a3_jax.cost.closed_form import Performance, performance
 from a3_jax.cost.hardware import Hardware
 from a3_jax.cost.published import APPROXIMATE, M_FRACTION, M_FRACTIONS, THRESHOLD_PERCENT, THRESHOLDS
 from a3_jax.cost.workload import Workload
-from a3_jax.metrics import bytes_touched
+from a3_jax.metrics import Count, bytes_touched
 from a3_jax.workloads.memory_evaluation import ROW_COUNTS, Outcome, Setting
 
 
@@ -35,10 +35,12 @@ def report_rows(outcomes: Sequence[Outcome], hardware: Hardware, *, dim: int) ->
 def report_row(outcome: Outcome, exact: Outcome, hardware: Hardware, *, dim: int) -> dict[str, Any]:
     """What a setting gave and took.
 
-    Accuracies are means over tasks, `loss` the exact one less this one. n, M, C and K are means over queries, of which a question has one
-    a hop; `candidate_fraction` and `kept_fraction` are the sum of C, of K, over the sum of n. `cycles` from one query to the
-    next, `latency_cycles`, `joules` and `bytes` are a query's; `base` has those of the base pipeline on the same n rows. Sorting is ahead of time.
-    A byte is counted by the hardware's words: the values, and the rows that stand beside sorted ones.
+    Accuracies are means over tasks; `loss` is the exact one less this one. n, M, C and K are means over queries, of which a question has
+    one a hop. `candidate_fraction` and `kept_fraction` are the sum of C, of K, over the sum of n; `mean_...` are means of each query's own
+    fraction, in which short stories count for more. The paper does not say which it shows.
+
+    `cycles` from one query to the next, `latency_cycles`, `joules` and `bytes` are a query's, the latter in the hardware's words; `base`
+    has those of the base pipeline on the same n rows. Keys are sorted ahead of time.
     """
     hops = outcome.M.shape[0]
     n = np.tile(outcome.n, hops)
@@ -56,16 +58,17 @@ def report_row(outcome: Outcome, exact: Outcome, hardware: Hardware, *, dim: int
         "K": float(K.mean()),
         "candidate_fraction": float(C.sum() / n.sum()),
         "kept_fraction": float(K.sum() / n.sum()),
+        "mean_candidate_fraction": float((C / n).mean()),
+        "mean_kept_fraction": float((K / n).mean()),
         "top_2_kept": float(outcome.top_kept.mean()),
     }
     base = performance(hardware, Workload(n=n, origin="measured"), pipeline="base")
-    sizes = _word_sizes(hardware) | {"key_dim": dim, "value_dim": dim}
-    row["base"] = _costs(base, float(np.mean(bytes_touched(0, n, n, **sizes))))
+    row["base"] = _costs(base, _mean_bytes(hardware, dim, 0, n, n))
     if is_exact:
         row |= row["base"]
     else:
         found = performance(hardware, Workload(n=n, M=M, C=C, K=K, origin="measured"), pipeline="approximate")
-        row |= _costs(found, float(np.mean(bytes_touched(M, C, K, **sizes))))
+        row |= _costs(found, _mean_bytes(hardware, dim, M, C, K))
     return row | {"accuracy_by_task": outcome.accuracy_by_task}
 
 
@@ -79,7 +82,8 @@ def _costs(found: Performance, num_bytes: float) -> dict[str, Any]:
     }
 
 
-def _word_sizes(hardware: Hardware) -> Mapping[str, float]:
-    """Bytes of a number, and of the row beside a sorted one."""
+def _mean_bytes(hardware: Hardware, dim: int, M: Count, C: Count, K: Count) -> float:
+    """In words of the hardware: a number, and the row that stands beside a sorted one."""
     word = hardware.row_bytes / hardware.d
-    return {"element_bytes": word, "id_bytes": hardware.entry_bytes - word}
+    row_id = hardware.entry_bytes - word
+    return float(np.mean(bytes_touched(M, C, K, key_dim=dim, value_dim=dim, element_bytes=word, id_bytes=row_id)))

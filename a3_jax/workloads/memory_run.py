@@ -8,7 +8,7 @@ import numpy as np
 
 from a3_jax.cost.hardware import Hardware
 from a3_jax.workloads.babi import EncodedQuestions, encode, read_folder, vocabulary_of
-from a3_jax.workloads.memory_evaluation import ROW_COUNTS, Setting, evaluate, memory_sizes, row_counts
+from a3_jax.workloads.memory_evaluation import ROW_COUNTS, Setting, check_settings, evaluate, memory_sizes, row_counts
 from a3_jax.workloads.memory_report import report_rows
 from a3_jax.workloads.memory_training import Epoch, TrainingConfig
 from a3_jax.workloads.stories import generated_questions
@@ -33,8 +33,9 @@ def run(
       seed: of training and of made-up stories.
       file: of the trained network.
 
-    Errors are those of `read_folder`, `train_or_load` and `evaluate`.
+    Errors are those of `read_folder`, `train_or_load`, and `check_settings`, which comes first.
     """
+    check_settings(settings)
     questions = generated_questions(seed=seed) if folder is None else read_folder(folder)
     vocabulary = vocabulary_of(questions.training)
     training, test = encode(questions.training, vocabulary), encode(questions.test, vocabulary)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -81,11 +81,11 @@ class Epoch(NamedTuple):
 class EpochBatches(NamedTuple):
     """All batches of an epoch; `sentences` are rows of the table of all sentences, 0 where a batch has fewer."""
 
-    sentences: Int32[np.ndarray, "batches sentences"]
-    stories: Int32[np.ndarray, "batches batch memory"]
-    times: Int32[np.ndarray, "batches batch memory"]
-    questions: Int32[np.ndarray, "batches batch"]
-    answers: Int32[np.ndarray, "batches batch"]
+    sentences: Int32[Array | np.ndarray, "batches sentences"]
+    stories: Int32[Array | np.ndarray, "batches batch memory"]
+    times: Int32[Array | np.ndarray, "batches batch memory"]
+    questions: Int32[Array | np.ndarray, "batches batch"]
+    answers: Int32[Array | np.ndarray, "batches batch"]
 
 
 def train(
@@ -152,7 +152,7 @@ def _run_epoch(
 
     def loss_of(parameters: Parameters, batch: EpochBatches) -> tuple[Array, Array]:
         inputs = MemoryBatch(table[batch.sentences], batch.stories, batch.times, batch.questions)
-        logits = network.apply(parameters, inputs, weigh)
+        logits = cast(Array, network.apply(parameters, inputs, weigh))
         return summed_loss(logits, batch.answers), jnp.sum(jnp.argmax(logits, 1) == batch.answers)
 
     def step(carry: tuple[Parameters, Any], batch: EpochBatches) -> tuple[tuple[Parameters, Any], tuple[Array, Array]]:
@@ -165,7 +165,7 @@ def _run_epoch(
     return parameters, state, jnp.sum(losses), jnp.sum(right)
 
 
-def summed_loss(logits: Float[Array, "batch words"], answers: Int32[Array, " batch"]) -> Float[Array, ""]:
+def summed_loss(logits: Float[Array, "batch words"], answers: Int32[Array | np.ndarray, " batch"]) -> Float[Array, ""]:
     """Cross entropies in nats, added up over the questions whose answer is not -1."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(answers, 0))
     return jnp.sum(jnp.where(answers >= 0, losses, 0))

@@ -78,11 +78,11 @@ def digest(questions: EncodedQuestions) -> str:
 def save_network(file: Path, trained: TrainedNetwork) -> None:
     """Writes `embeddings`, `times` and a header in JSON as an .npz file, whole or not at all."""
     header = json.dumps({"format": _FORMAT, "seconds": trained.seconds, **trained.identity})
-    arrays = {name: np.asarray(trained.parameters["params"][name]) for name in _ARRAYS}
+    embeddings, times = (np.asarray(trained.parameters["params"][name]) for name in _ARRAYS)
     handle, partial = tempfile.mkstemp(prefix=f".{file.stem}.", suffix=".partial", dir=file.absolute().parent)
     try:
         with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, header=np.array(header), **arrays)
+            np.savez(stream, header=np.array(header), embeddings=embeddings, times=times)
         Path(partial).replace(file)
     except BaseException:
         Path(partial).unlink(missing_ok=True)

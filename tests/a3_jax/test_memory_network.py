@@ -1,5 +1,7 @@
 """The memory network against its equations, written out in NumPy (Sukhbaatar et al. 2015, sections 2 to 4)."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +110,7 @@ def test_values_of_a_hop_are_keys_of_the_next(parameters, batch):
     assert reading.num_hops == HOPS
     seen = []
     look(reading, lambda hop, query, key, value, mask: (seen.append((key, value)) or jnp.zeros_like(query), None))
-    for (_, value), (key, _) in zip(seen, seen[1:], strict=False):
+    for (_, value), (key, _) in itertools.pairwise(seen):
         np.testing.assert_array_equal(value, key)
 
 

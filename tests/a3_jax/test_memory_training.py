@@ -1,5 +1,6 @@
 """Training: what a batch holds, how a step is made, and that something is learned, the same thing each time."""
 
+import itertools
 import math
 
 import jax
@@ -46,7 +47,7 @@ class TestTimes:
         assert found.min() >= 0 and found.max() < 50
         for row, size in zip(found, sizes, strict=True):
             times = row[:size]
-            assert all(b > a or a == b == 49 for a, b in zip(times, times[1:], strict=False))
+            assert all(b > a or a == b == 49 for a, b in itertools.pairwise(times))
             assert times[-1] <= size - 1 + math.ceil(0.1 * size)
 
     def test_places_are_uniform(self):
