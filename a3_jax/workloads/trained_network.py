@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -79,13 +78,13 @@ def save_network(file: Path, trained: TrainedNetwork) -> None:
     """Writes `embeddings`, `times` and a header in JSON as an .npz file, whole or not at all."""
     header = json.dumps({"format": _FORMAT, "seconds": trained.seconds, **trained.identity})
     embeddings, times = (np.asarray(trained.parameters["params"][name]) for name in _ARRAYS)
-    handle, partial = tempfile.mkstemp(prefix=f".{file.stem}.", suffix=".partial", dir=file.absolute().parent)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with partial.open("wb") as stream:
             np.savez(stream, header=np.array(header), embeddings=embeddings, times=times)
-        Path(partial).replace(file)
+        partial.replace(file)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 

@@ -1,5 +1,8 @@
 """A3 inside the memory network: against the paper's pseudo-code question by question, and against exact attention with it off."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,17 +54,14 @@ def outcomes(questions, network, parameters):
     """Sixteen questions at a time: three chunks, the last of which is filled up."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory_evaluation, "_CHUNK", 16)
+        patch.setattr(memory_evaluation, "_WIDTHS", (12, 50))
         return evaluate(questions, network, parameters, SETTINGS, sizes=memory_sizes(questions))
 
 
-def exact_words(questions, network, parameters):
-    times = jnp.broadcast_to(jnp.arange(50, dtype=jnp.int32), questions.stories.shape)
-    batch = MemoryBatch(*map(jnp.asarray, (questions.sentences, questions.stories, times, questions.questions)))
-    return batch, np.argmax(network.apply(parameters, batch, softmax_weights), axis=1)
-
-
 def test_with_both_off_it_is_exact_attention(questions, network, parameters, outcomes):
-    _, words = exact_words(questions, network, parameters)
+    times = jnp.broadcast_to(jnp.arange(50, dtype=jnp.int32), questions.stories.shape)
+    batch = MemoryBatch(questions.sentences, questions.stories, times, questions.questions)
+    words = np.argmax(jax.jit(network.apply, static_argnums=2)(parameters, batch, softmax_weights), axis=1)
     exact = outcomes[0]
     np.testing.assert_array_equal(exact.right, words == questions.answers)
     assert not exact.M.any()
@@ -82,11 +82,16 @@ def selected(query, key, iterations, percent):
     return candidates, candidates & (scores[candidates].max() - scores <= np.log(100 / percent)), scores
 
 
+@pytest.fixture(scope="module")
+def reading(questions, network, parameters):
+    times = jnp.broadcast_to(jnp.arange(50, dtype=jnp.int32), questions.stories.shape)
+    batch = MemoryBatch(questions.sentences, questions.stories, times, questions.questions)
+    return jax.tree.map(np.asarray, jax.jit(functools.partial(network.apply, method="read"))(parameters, batch))
+
+
 @pytest.mark.parametrize("place", range(len(SETTINGS)))
-def test_every_question_by_the_pseudo_code(questions, network, parameters, outcomes, place):
+def test_every_question_by_the_pseudo_code(questions, parameters, reading, outcomes, place):
     outcome = outcomes[place]
-    batch, _ = exact_words(questions, network, parameters)
-    reading = network.apply(parameters, batch, method="read")
     answers = np.asarray(parameters["params"]["embeddings"])[-1]
     sizes = {task: max(questions.story_sizes[questions.tasks == task]) for task in GENERATED_TASKS}
     setting = SETTINGS[place]
@@ -96,9 +101,9 @@ def test_every_question_by_the_pseudo_code(questions, network, parameters, outco
         assert outcome.n[row] == n
         wanted = setting.iterations
         iterations = wanted if wanted is None or isinstance(wanted, int) else max(1, int(np.ceil(wanted * n)))
-        query = np.asarray(reading.query[row])
+        query = reading.query[row]
         for hop in range(HOPS):
-            key, value = (np.asarray(reading.memories[row, :real, hop + side]) for side in (0, 1))
+            key, value = (reading.memories[row, :real, hop + side] for side in (0, 1))
             candidates, kept, scores = selected(query, key, iterations, setting.threshold_percent)
             counts = (0 if iterations is None else min(iterations, real * DIM), candidates.sum(), kept.sum())
             assert tuple(part[hop, row] for part in (outcome.M, outcome.C, outcome.K)) == counts

@@ -1,5 +1,6 @@
 """The memory network against its equations, written out in NumPy (Sukhbaatar et al. 2015, sections 2 to 4)."""
 
+import functools
 import itertools
 
 import jax
@@ -19,6 +20,8 @@ from a3_jax.workloads.memory_network import (
 
 HOPS, MEMORY, DIM, WORDS = 3, 6, 8, 12
 NETWORK = MemoryNetwork(WORDS, MEMORY, DIM, HOPS)
+apply = jax.jit(NETWORK.apply, static_argnums=2)
+read = jax.jit(functools.partial(NETWORK.apply, method="read"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def answered(parameters, batch, row, *, linear):
 
 @pytest.mark.parametrize("linear", [False, True])
 def test_logits(parameters, batch, linear):
-    found = NETWORK.apply(parameters, batch, linear_weights if linear else softmax_weights)
+    found = apply(parameters, batch, linear_weights if linear else softmax_weights)
     wanted = [answered(parameters, batch, row, linear=linear) for row in range(4)]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
@@ -85,10 +88,10 @@ def attend_exactly(hop, query, key, value, mask):
 
 
 def test_attention_over_put_together_memories_is_the_same(parameters, batch):
-    query, said = look(NETWORK.apply(parameters, batch, method="read"), attend_exactly)
+    query, said = look(read(parameters, batch), attend_exactly)
     assert said == [0, 1, 2]
     found = NETWORK.apply(parameters, query, method="answer")
-    wanted = NETWORK.apply(parameters, batch, softmax_weights)
+    wanted = apply(parameters, batch, softmax_weights)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
@@ -106,7 +109,7 @@ def test_gradients_are_those_of_put_together_memories(parameters, batch):
 
 
 def test_values_of_a_hop_are_keys_of_the_next(parameters, batch):
-    reading = NETWORK.apply(parameters, batch, method="read")
+    reading = read(parameters, batch)
     assert reading.num_hops == HOPS
     seen = []
     look(reading, lambda hop, query, key, value, mask: (seen.append((key, value)) or jnp.zeros_like(query), None))
@@ -116,8 +119,8 @@ def test_values_of_a_hop_are_keys_of_the_next(parameters, batch):
 
 def test_what_lies_beyond_a_story_changes_nothing(parameters, batch):
     times = jnp.where(batch.stories > 0, batch.times, MEMORY - 1 - batch.times)
-    found = NETWORK.apply(parameters, batch._replace(times=times), softmax_weights)
-    np.testing.assert_array_equal(found, NETWORK.apply(parameters, batch, softmax_weights))
+    found = apply(parameters, batch._replace(times=times), softmax_weights)
+    np.testing.assert_array_equal(found, apply(parameters, batch, softmax_weights))
 
 
 def test_position_encoding():
