@@ -1,5 +1,7 @@
 """`a3 reproduce`: the paper's figures beside ours."""
 
+import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ def reproduce(
     plots: Annotated[Path | None, typer.Option(help="Draw the figures into this folder, as PNG and SVG.")] = None,
 ) -> None:
     """Print what the paper reports and what this model says, with the error and how independent it is."""
-    rows = reproduced(read_hardware(hardware))
+    rows = [_with_file(row, hardware) for row in reproduced(read_hardware(hardware))]
     if plots is not None:
         require_matplotlib()
         for file in draw_reproduction(rows, plots):
@@ -35,6 +37,14 @@ def reproduce(
         sys.stdout.write(to_json([row.to_dict() for row in rows]))
     else:
         _print(rows)
+
+
+def _with_file(row: Row, hardware: Path | None) -> Row:
+    """Its command prints the same number only on the same hardware."""
+    if hardware is None or "command" not in row.inputs:
+        return row
+    command = f"{row.inputs['command']} --hardware {shlex.quote(str(hardware))}"
+    return dataclasses.replace(row, inputs={**row.inputs, "command": command})
 
 
 def _print(rows: Sequence[Row]) -> None:

@@ -185,7 +185,12 @@ class TestReproduce:
             # There C + 7 cycles of the dot product are more than M + 8 of the selector.
             still = still or place == ("memn2n", "aggressive", "throughput_vs_base")
             assert (before["ours"] == after["ours"]) == still
+            commands = [row["inputs"].pop("command", "") for row in (before, after)]
             assert before["inputs"] == after["inputs"]
+            if after["metric"].endswith("_vs_base"):
+                assert commands[1] == f"{commands[0]} --hardware {shlex.quote(str(file))}"
+                report = reported(capsys, *shlex.split(commands[1])[1:])
+                assert report["vs_base"][after["metric"]] == after["ours"]
 
     def test_table_and_gap(self, capsys):
         text = printed(capsys, "reproduce")
