@@ -146,9 +146,10 @@ def assert_same(group: Group, found: Any) -> None:
         )
 
 
-def test_every_bit_of_many_formats() -> None:
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 20), marks=pytest.mark.slow)])
+def test_every_bit_of_many_formats(seeds: range) -> None:
     # Without jit, so that formats do not compile anew.
-    for seed in range(20):
+    for seed in seeds:
         group = random_group(seed, 7, 5)
         assert_same(group, jax.vmap(attend(group))(group.query, group.key, group.value, group.mask))
 

@@ -181,8 +181,10 @@ def test_all_of_the_papers_numbers_are_in_the_report(demo: tuple[Section, Path],
     )
 
 
+@pytest.mark.slow
 def test_the_same_map_is_the_same_markup(demo: tuple[Section, Path], inputs: AttentionInputs) -> None:
-    again = map_figure(attend_all(inputs, QUERIES), median_head(attend_all(inputs, QUERIES)), WORDS)
+    attended = attend_all(inputs, QUERIES)
+    again = map_figure(attended, median_head(attended), WORDS)
     assert again.to_html() == demo[0].blocks[0].to_html()
 
 
