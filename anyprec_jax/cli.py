@@ -1,11 +1,8 @@
 """The `anyprec` command: quantize once, read at any precision."""
 
 import contextlib
-import functools
 import json
 import logging
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +14,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from typer.exceptions import TyperException
+
+from bandwise_commands.application import end_process, run_application
+from bandwise_commands.errors import messages, reporting_errors
+from bandwise_commands.interrupts import stopping_when_interrupted
 
 app = typer.Typer(
     name="anyprec",
@@ -26,10 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_messages = Console(stderr=True, highlight=False, soft_wrap=True)
-
-USER_ERROR = 2
-INTERRUPTED = 130
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where it goes to a file
 
 ModelPath = Annotated[
@@ -41,85 +37,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document in
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `anyprec` command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every step of a save
-    try:
-        return app(args=arguments, prog_name="anyprec", standalone_mode=False) or 0
-    except typer.Abort:  # Ctrl-C before a command began
-        _messages.print("interrupted", markup=False)
-        return INTERRUPTED
-    except TyperException as error:
-        message = error.format_message()
-        # Without any argument the message is the help.
-        _messages.print(
-            message if "\n" in message else f"error: {message.rstrip('.')} (see anyprec --help)", markup=False
-        )
-        return USER_ERROR
+    return run_application(app, "anyprec", arguments)
 
 
 def run() -> NoReturn:
     """The process: `main`, and its status for the shell."""
-    signal.signal(signal.SIGINT, _interrupt)
-    status = main()
-    if status == INTERRUPTED:
-        # Everything has been cleaned up on the way here, and XLA's threads may still compute: an interpreter that takes
-        # itself apart around them can crash.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-_interrupts: list[int] = []
-
-
-def _interrupt(number: int, _frame: object) -> None:
-    """Ctrl-C, remembered: where Python runs inside a callback of compiled code, the exception can get lost on its way out."""
-    _interrupts.append(number)
-    raise KeyboardInterrupt
-
-
-def _stopping_when_interrupted(report: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    def stop_or_report(phase: str, done: int, total: int) -> None:
-        if _interrupts:
-            raise KeyboardInterrupt
-        report(phase, done, total)
-
-    return stop_or_report
-
-
-def _reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns what a user can mend into one line and exit status 2; anything else keeps its traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            _messages.print("interrupted", markup=False)
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            # Compiled code, and modules while they are imported, turn an interrupt into errors of their own.
-            if _interrupts:
-                _messages.print("interrupted", markup=False)
-                raise typer.Exit(INTERRUPTED) from None
-            if isinstance(error, BrokenPipeError):
-                sys.stderr.close()  # the reader of our output has gone: nobody is left to tell
-                raise typer.Exit(1) from None
-            if not isinstance(error, ValueError | OSError):
-                raise
-            _messages.print(f"error: {_one_line(error)}", markup=False)
-            raise typer.Exit(USER_ERROR) from error
-
-    return wrapped
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    end_process(main)
 
 
 @app.command(epilog="Example: anyprec quantize SmolLM2.gguf smollm2-anyprec --calibration speeches.txt")
-@_reporting_errors
+@reporting_errors
 def quantize(
     model: ModelPath,
     out: Annotated[Path, typer.Argument(help="The artefact to write: a new folder.", show_default=False)],
@@ -146,7 +73,7 @@ def quantize(
             text=calibration, num_sequences=num_sequences, sequence_length=sequence_length, seed=seed
         )
     config = QuantizeConfig(seed_precision=seed_precision, parent_precision=parent_precision)
-    with progress_bars(_messages) as progress:
+    with progress_bars(messages) as progress:
         quantize_model(
             model,
             out,
@@ -155,11 +82,11 @@ def quantize(
             head_precision=None if head_precision == "none" else int(head_precision),
             progress=progress,
         )
-    _messages.print(f"wrote {out}", markup=False)
+    messages.print(f"wrote {out}", markup=False)
 
 
 @app.command(epilog="Example: anyprec inspect smollm2-anyprec")
-@_reporting_errors
+@reporting_errors
 def inspect(
     out: Annotated[Path, typer.Argument(help="An artefact.", show_default=False)], as_json: AsJson = False
 ) -> None:
@@ -174,7 +101,7 @@ def inspect(
 
 
 @app.command(epilog="Example: anyprec evaluate smollm2-anyprec --text held-out.txt --precision 3 --precision 4")
-@_reporting_errors
+@reporting_errors
 def evaluate(
     model: ModelPath,
     text: Annotated[Path, typer.Option(help="The text to score.", show_default=False)],
@@ -197,7 +124,7 @@ def evaluate(
         raise ValueError(f"--max-tokens must be at least 2, got {max_tokens}: scoring needs at least 2 tokens")
     tokens = np.asarray(subject.tokenizer.encode(read_text(text), special_tokens=False), np.int32)[:max_tokens]
     baseline = None if reference is None else load(reference)
-    with progress_bars(_messages) as progress:
+    with progress_bars(messages) as progress:
         results = evaluation.evaluate(
             subject,
             tokens,
@@ -214,7 +141,7 @@ def evaluate(
 
 
 @app.command(epilog="Example: anyprec generate smollm2-anyprec --prompt 'Why is the sky blue?' --chat --precision 4")
-@_reporting_errors
+@reporting_errors
 def generate(
     model: ModelPath,
     prompt: Annotated[str, typer.Option(help="The text to continue, or the message to answer.", show_default=False)],
@@ -256,7 +183,7 @@ def generate(
 
 
 @app.command(epilog="Example: anyprec export smollm2-anyprec smollm2-4bit --format huggingface --precision 4")
-@_reporting_errors
+@reporting_errors
 def export(
     out: Annotated[Path, typer.Argument(help="An artefact.", show_default=False)],
     dest: Annotated[Path, typer.Argument(help="The folder to write: a new one.", show_default=False)],
@@ -272,23 +199,21 @@ def export(
 
     require_free(dest)  # before minutes of loading
     save(dest, dequantized(load(out, precisions=[precision]), precision=precision))
-    _messages.print(f"wrote {dest}", markup=False)
+    messages.print(f"wrote {dest}", markup=False)
 
 
 def _note_missing_native_op() -> None:
     from anyprec_jax.ops import cpu
 
     if (reason := cpu.why_unavailable()) is not None:
-        _messages.print(
-            f"note: plain XLA is used, several times slower than the native product: {reason}", markup=False
-        )
+        messages.print(f"note: plain XLA is used, several times slower than the native product: {reason}", markup=False)
 
 
 @contextlib.contextmanager
 def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """Yields `report(phase, done, total)`: a bar a phase with the time that is left, or now and then a line in a log file."""
     if not console.is_terminal:
-        yield _stopping_when_interrupted(_log_lines(console))
+        yield stopping_when_interrupted(_log_lines(console))
         return
     columns = (
         TextColumn("{task.description:>12}"),
@@ -309,7 +234,7 @@ def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
                 tasks[phase] = bars.add_task(phase, total=total)
             bars.update(tasks[phase], completed=done)
 
-        yield _stopping_when_interrupted(report)
+        yield stopping_when_interrupted(report)
 
 
 def _log_lines(console: Console) -> Callable[[str, int, int], None]:

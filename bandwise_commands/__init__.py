@@ -1,6 +1,7 @@
 """The installed commands, as far as they go before their packages are imported, which takes seconds: Ctrl-C ends them quietly.
 
-Not part of the packages themselves: what lies in one is imported after it. Nothing but the standard library is imported here.
+Not part of the packages themselves: what lies in one is imported after it. Nothing but the standard library is imported here; the modules
+beside this one are what the commands share afterwards.
 """
 
 import importlib

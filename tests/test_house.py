@@ -57,6 +57,7 @@ ROOMS = {
         "cli",
     ),
     "a3_jax": (
+        "compilation",
         "sorted_keys",
         "candidates",
         "post_scoring",

@@ -1,20 +1,16 @@
 """The `a3` command: approximate attention and what it costs."""
 
-import os
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
-from typer.exceptions import TyperException
 
-from a3_jax.cli.errors import INTERRUPTED, USER_ERROR, messages
 from a3_jax.cli.evaluation import cost
-from a3_jax.cli.interrupts import remember_interrupts
 from a3_jax.cli.reproduction import reproduce
 from a3_jax.cli.simulation import simulate_command
 from a3_jax.cli.sweep import sweep
 from a3_jax.cli.workload_evaluation import evaluate
+from bandwise_commands.application import end_process, run_application
 
 app = typer.Typer(
     name="a3",
@@ -36,24 +32,9 @@ app.command(epilog="Example: a3 evaluate --workload babi --data en-valid --M n/2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `a3` command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
-    try:
-        return app(args=arguments, prog_name="a3", standalone_mode=False) or 0
-    except typer.Abort:  # Ctrl-C before a command began
-        messages.print("interrupted", markup=False)
-        return INTERRUPTED
-    except TyperException as error:
-        message = error.format_message()
-        # Without any argument the message is the help.
-        messages.print(message if "\n" in message else f"error: {message.rstrip('.')} (see a3 --help)", markup=False)
-        return USER_ERROR
+    return run_application(app, "a3", arguments)
 
 
 def run() -> NoReturn:
     """The process: `main`, and its status for the shell."""
-    remember_interrupts()
-    status = main()
-    if status == INTERRUPTED:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)  # libraries whose work was cut short have been seen to crash while they are taken down
-    sys.exit(status)
+    end_process(main)

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from a3_jax.cli.configuration import finds_too_many, hardware_text, read_hardware, read_workload
-from a3_jax.cli.errors import messages, reporting_errors
 from a3_jax.cli.files import to_json
 from a3_jax.cli.text import percent, result_console, si
 from a3_jax.cost.closed_form import Performance, performance
@@ -18,6 +17,7 @@ from a3_jax.cost.hardware import Hardware
 from a3_jax.cost.plain import hardware_to_dict, workload_to_dict
 from a3_jax.cost.reproduction import compared, peak_power
 from a3_jax.cost.workload import Workload
+from bandwise_commands.errors import messages, reporting_errors
 
 HardwareFile = Annotated[
     Path | None, typer.Option("--hardware", help="YAML or JSON: an accelerator.", show_default="the paper's")

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from a3_jax.cli.configuration import read_hardware
-from a3_jax.cli.errors import messages, reporting_errors
 from a3_jax.cli.evaluation import AsJson, HardwareFile
 from a3_jax.cli.files import to_json
 from a3_jax.cli.plots import draw_reproduction, require_matplotlib
 from a3_jax.cli.text import result_console
 from a3_jax.cost.reproduction import Row
 from a3_jax.cost.reproduction import reproduce as reproduced
+from bandwise_commands.errors import messages, reporting_errors
 
 
 @reporting_errors

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rich.table import Table
 
-from a3_jax.cli.errors import messages
 from a3_jax.cli.text import result_console, si
 from a3_jax.cost.hardware import Hardware
+from bandwise_commands.errors import messages
 
 if TYPE_CHECKING:
     from a3_jax.workloads.encoder_attention import Setting

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from a3_jax.cli.configuration import read_hardware, read_workload
-from a3_jax.cli.errors import messages, reporting_errors
 from a3_jax.cli.evaluation import AsJson, HardwareFile, StaticEnergy, WorkloadFile
 from a3_jax.cli.files import read_array, require_places, to_csv, to_json, write_text
 from a3_jax.cli.measuring import Inputs, Measured, measure, random_inputs, read_inputs
@@ -22,6 +21,7 @@ from a3_jax.cost.pipeline_trace import PipelineTrace
 from a3_jax.cost.plain import hardware_to_dict
 from a3_jax.cost.selector import Fill, SelectorOptions
 from a3_jax.cost.workload import Workload
+from bandwise_commands.errors import messages, reporting_errors
 
 
 @reporting_errors

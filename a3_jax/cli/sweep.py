@@ -11,7 +11,6 @@ from rich.table import Table
 
 from a3_jax.cli.candidate_counts import Counts, GivenCounts, MeasuredCounts, PaperCounts
 from a3_jax.cli.configuration import read_hardware, read_workload, require_iterations
-from a3_jax.cli.errors import messages, reporting_errors
 from a3_jax.cli.evaluation import AsJson, HardwareFile, StaticEnergy, WorkloadFile
 from a3_jax.cli.files import require_place, to_csv, to_json, write_text
 from a3_jax.cli.grid import WORKLOAD_NAMES, changed_hardware, parse_axes, points_of
@@ -24,6 +23,7 @@ from a3_jax.cost.closed_form import performance
 from a3_jax.cost.hardware import Hardware
 from a3_jax.cost.published import Task
 from a3_jax.cost.reproduction import compared
+from bandwise_commands.errors import messages, reporting_errors
 
 # Objective -> the column, and whether more is better.
 OBJECTIVES = {

@@ -9,12 +9,12 @@ import typer
 from rich.table import Table
 
 from a3_jax.cli.configuration import read_hardware
-from a3_jax.cli.errors import messages, reporting_errors
 from a3_jax.cli.evaluation import AsJson, HardwareFile
 from a3_jax.cli.files import to_json
 from a3_jax.cli.retrieval import ArithmeticName, print_retrieval, retrieval_report
 from a3_jax.cli.simulation import count_of
 from a3_jax.cli.text import result_console, si
+from bandwise_commands.errors import messages, reporting_errors
 
 
 @reporting_errors
@@ -43,28 +43,38 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of training, and of made-up stories; of the choice of speeches.")] = 0,
     parameters: Annotated[
-        Path | None, typer.Option(help="An .npz file to keep the trained network in; used if it is there.")
+        Path | None, typer.Option(help="babi: an .npz file to keep the trained network in; used if it is there.")
     ] = None,
-    linear_epochs: Annotated[int, typer.Option(help="Epochs of training without softmax.")] = 30,
-    epochs: Annotated[int, typer.Option(help="Epochs of training after these.")] = 60,
-    passages: Annotated[int, typer.Option(help="retrieval: how many, and as many sentences.")] = 200,
+    linear_epochs: Annotated[
+        int | None, typer.Option(help="babi: epochs of training without softmax.", show_default="30")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="babi: epochs of training after these.", show_default="60")] = None,
+    passages: Annotated[
+        int | None, typer.Option(help="retrieval: how many, and as many sentences.", show_default="200")
+    ] = None,
     arithmetic: Annotated[
-        ArithmeticName,
-        typer.Option(help="retrieval: float32; inputs rounded to i = 4 and f bits, then float32; or A3's integers."),
-    ] = "float",
-    f: Annotated[int, typer.Option("--f", help="retrieval: fraction bits.")] = 4,
+        ArithmeticName | None,
+        typer.Option(
+            help="retrieval: float32; inputs rounded to i = 4 and f bits, then float32; or A3's integers.",
+            show_default="float",
+        ),
+    ] = None,
+    f: Annotated[int | None, typer.Option("--f", help="retrieval: fraction bits.", show_default="4")] = None,
     hardware: HardwareFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Do a task with exact attention and with A3's, and count what that takes; for babi train (or load) a network first."""
+    of_babi = {"--parameters": parameters, "--linear-epochs": linear_epochs, "--epochs": epochs}
+    of_retrieval = {"--passages": passages, "--arithmetic": arithmetic, "--f": f}
     if workload == "retrieval":
+        _refuse(workload, of_babi)
         found = retrieval_report(
             Path(".cache/data") if data is None else data,
             iterations=_iterations_of(m),
             threshold_percent=t,
-            arithmetic=arithmetic,
-            fraction_bits=f,
-            num_passages=passages,
+            arithmetic="float" if arithmetic is None else arithmetic,
+            fraction_bits=4 if f is None else f,
+            num_passages=200 if passages is None else passages,
             seed=seed,
             hardware=read_hardware(hardware),
         )
@@ -73,6 +83,7 @@ def evaluate(
         else:
             print_retrieval(found)
         return
+    _refuse(workload, of_retrieval)
     # JAX and flax take seconds to load, which the other commands do without.
     from a3_jax.workloads.memory_evaluation import ROW_COUNTS, Setting
     from a3_jax.workloads.memory_report import paper_settings
@@ -84,11 +95,13 @@ def evaluate(
     if m is not None or t is not None:
         chosen = [Setting(_iterations_of(m), t, rows) for rows in (ROW_COUNTS if m is not None else ROW_COUNTS[:1])]
         settings = [Setting(None, None), *chosen]
-    config = TrainingConfig(linear_epochs=linear_epochs, epochs=epochs)
+    config = TrainingConfig(
+        linear_epochs=30 if linear_epochs is None else linear_epochs, epochs=60 if epochs is None else epochs
+    )
 
     def tell(epoch: Any) -> None:
         messages.print(
-            f"epoch {epoch.number} of {linear_epochs + epochs}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.3f}",
+            f"epoch {epoch.number} of {config.linear_epochs + config.epochs}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.3f}",
             markup=False,
         )
 
@@ -97,6 +110,12 @@ def evaluate(
         sys.stdout.write(to_json(report))
     else:
         _print(report)
+
+
+def _refuse(workload: str, options: dict[str, Any]) -> None:
+    """ValueError if one of the options is given, which are the other workload's."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(f"{given[0]} is no option of --workload {workload}: leave it out")
 
 
 def _iterations_of(text: str | None) -> int | float | None:

@@ -1,25 +1,14 @@
 """The loop of the candidate selector, compiled. Importing this module imports numba, which takes a second."""
 
-import inspect
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 from jaxtyping import Bool, Int8, Int32, Shaped
+
+from a3_jax.compilation import compiled
 
 MAX, MIN = 0, 1
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    source = inspect.unwrap(function)  # a type checker may have wrapped it
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(source)
-    except RuntimeError:  # there is no folder that numba may write to
-        return numba.njit(nogil=True, error_model="numpy")(source)
-
-
-@_compiled
+@compiled
 def run_selector(
     query: Shaped[np.ndarray, " d"],
     values: Shaped[np.ndarray, "d n"],
@@ -120,7 +109,7 @@ def run_selector(
     scores[:] = sums[MAX] + sums[MIN]
 
 
-@_compiled
+@compiled
 def _next_valid(place: int, direction: int, rows: Int32[np.ndarray, " n"], valid: Bool[np.ndarray, " n"]) -> int:
     """The first place from here on whose row is valid: masked rows are as good as not there."""
     while 0 <= place < rows.size and not valid[rows[place]]:
@@ -128,7 +117,7 @@ def _next_valid(place: int, direction: int, rows: Int32[np.ndarray, " n"], valid
     return place
 
 
-@_compiled
+@compiled
 def run_scan(candidates: Bool[np.ndarray, " n"], width: int, cycles: Int32[np.ndarray, " n"]) -> int:
     """Cycles of the scan; `cycles` gets the one in which a row is sent on, -1 for the others.
 

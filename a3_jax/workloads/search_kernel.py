@@ -4,24 +4,15 @@ One query of 300 keys takes some ten microseconds here and some hundred in the f
 encoder asks twenty thousand for every passage.
 """
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Int32, Shaped
 
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    source = inspect.unwrap(function)  # a type checker may have wrapped it
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(source)
-    except RuntimeError:  # there is no folder that numba may write to
-        return numba.njit(nogil=True, error_model="numpy")(source)
+from a3_jax.compilation import compiled
 
 
-@_compiled
+@compiled
 def search_rows(
     queries: Shaped[np.ndarray, "queries d"],
     values: Shaped[np.ndarray, "d n"],

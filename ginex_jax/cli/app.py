@@ -1,7 +1,6 @@
 """The `ginex` command: graphs larger than memory."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.exceptions import TyperException
 
+from bandwise_commands.application import end_process, run_application
+from bandwise_commands.errors import messages, reporting_errors
 from ginex_jax.cli.bench import bench
 from ginex_jax.cli.byte_sizes import parse_bytes
-from ginex_jax.cli.errors import INTERRUPTED, USER_ERROR, messages, reporting_errors
 from ginex_jax.cli.infer import infer
-from ginex_jax.cli.interrupts import remember_interrupts
 from ginex_jax.cli.plan import plan
 from ginex_jax.cli.progress import progress_reports
 from ginex_jax.cli.train import train
@@ -42,27 +40,12 @@ FeatureDtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `ginex` command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
-    try:
-        return app(args=arguments, prog_name="ginex", standalone_mode=False) or 0
-    except typer.Abort:  # Ctrl-C before a command began
-        messages.print("interrupted", markup=False)
-        return INTERRUPTED
-    except TyperException as error:
-        message = error.format_message()
-        # Without any argument the message is the help.
-        messages.print(message if "\n" in message else f"error: {message.rstrip('.')} (see ginex --help)", markup=False)
-        return USER_ERROR
+    return run_application(app, "ginex", arguments)
 
 
 def run() -> NoReturn:
     """The process: `main`, and its status for the shell."""
-    remember_interrupts()
-    status = main()
-    if status == INTERRUPTED:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)  # libraries whose work was cut short have been seen to crash while they are taken down
-    sys.exit(status)
+    end_process(main)
 
 
 @app.command(epilog="Example: ginex ingest cora --edges edges.csv --features features.npy --labels labels.npy")

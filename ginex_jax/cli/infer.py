@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import typer
 
+from bandwise_commands.errors import messages, reporting_errors
 from ginex_jax.cli.byte_sizes import parse_bytes
-from ginex_jax.cli.errors import messages, reporting_errors
 from ginex_jax.cli.progress import progress_reports
 
 if TYPE_CHECKING:

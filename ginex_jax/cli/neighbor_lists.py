@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int64
 
-from ginex_jax.cli.interrupts import Report
+from bandwise_commands.interrupts import Report
 from ginex_jax.graph import Graph
 from ginex_jax.store.dataset import Dataset
 

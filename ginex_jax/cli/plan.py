@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bandwise_commands.errors import messages, reporting_errors
+from bandwise_commands.interrupts import Report
 from ginex_jax.cli.byte_sizes import parse_bytes
-from ginex_jax.cli.errors import messages, reporting_errors
-from ginex_jax.cli.interrupts import Report
 from ginex_jax.cli.neighbor_lists import count_uses, graph_within
 from ginex_jax.cli.progress import progress_reports
 from ginex_jax.cli.run_options import parse_fanouts

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.status import Status
 
-from ginex_jax.cli.interrupts import Report, stopping_when_interrupted
+from bandwise_commands.interrupts import Report, stopping_when_interrupted
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ginex_jax.cli.errors import INTERRUPTED, messages, reporting_errors
-from ginex_jax.cli.interrupts import deferred_interrupts
+from bandwise_commands.errors import INTERRUPTED, messages, reporting_errors
+from bandwise_commands.interrupts import deferred_interrupts
 from ginex_jax.cli.progress import training_reports
 
 Model = Literal["sage", "gcn", "gat"]

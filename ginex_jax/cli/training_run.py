@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from bandwise_commands.interrupts import stopping_when
 from ginex_jax.checkpoint.record import RunIdentity
 from ginex_jax.checkpoint.run_folder import RunFolder, latest_record
-from ginex_jax.cli.interrupts import stopping_when
 from ginex_jax.cli.loaders import features_of, open_training_loader
 from ginex_jax.cli.run_options import RunOptions
 from ginex_jax.graph import Graph

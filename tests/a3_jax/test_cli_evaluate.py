@@ -76,6 +76,9 @@ def test_numbers(folder, network, capsys, monkeypatch):
         (("--seed", "-1"), "seed should be at least 0"),
         (("--epochs", "-1"), "epochs should be at least 0"),
         (("--workload", "chess"), "chess"),
+        (("--passages", "3"), "--passages is no option of --workload babi"),
+        (("--f", "4"), "--f is no option of --workload babi"),
+        (("--workload", "retrieval"), "--linear-epochs is no option of --workload retrieval"),
     ],
 )
 def test_refused_in_one_line(arguments, complaint, capsys):

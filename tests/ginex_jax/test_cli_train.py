@@ -181,7 +181,7 @@ def test_ctrl_c_says_how_to_go_on(dataset: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_ctrl_c_that_got_lost_before_the_training_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ginex_jax.cli import interrupts
+    from bandwise_commands import interrupts
 
     monkeypatch.setattr(interrupts, "_interrupts", [2])
     with pytest.raises(KeyboardInterrupt), interrupts.deferred_interrupts():

@@ -9,11 +9,11 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from a3_jax.cli.interrupts import was_interrupted
+from bandwise_commands.interrupts import was_interrupted
 
 USER_ERROR = 2
 INTERRUPTED = 130
-_EXTRAS = {"matplotlib": "plot"}
+_EXTRAS = {"pyarrow": "ingest", "matplotlib": "plot", "tensorboard": "tensorboard"}
 _MOST_CHARACTERS = 1000
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -48,7 +48,7 @@ def _one_line(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
         return f"this needs {error.name}: pip install 'bandwise[{extra}]'"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full, and nothing was left on it: make room and run it again"
+        return "the disk is full, and no half-written file was left on it: make room and run it again"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
