@@ -1,5 +1,6 @@
 """Training: what a batch holds, how a step is made, and that something is learned, the same thing each time."""
 
+import dataclasses
 import itertools
 import math
 
@@ -78,6 +79,9 @@ def test_an_epoch_has_every_question_once(stories):
     epoch = [row for batch in zip(*found, strict=True) for row in told(batch[0], batch[1], *batch[3:])]
     own = np.arange(len(training.sentences))
     assert sorted(epoch) == told(own, training.stories, training.questions, training.answers)
+    # The age of the first sentence is 0 unless an empty memory is thought to be before it.
+    silent = epoch_batches(training, dataclasses.replace(CONFIG, time_noise=0.0), np.random.default_rng(0))
+    assert found.times[..., 0].any() and not silent.times[..., 0].any()
     again = epoch_batches(training, CONFIG, np.random.default_rng(1))
     assert not np.array_equal(again.answers, found.answers)
 

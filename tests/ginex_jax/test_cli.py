@@ -195,6 +195,19 @@ def test_an_interrupt_that_became_an_error(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_an_interrupt_that_got_lost_is_said_at_the_end(monkeypatch, capsys):
+    @reporting_errors
+    def command():
+        with contextlib.suppress(KeyboardInterrupt):
+            interrupts._interrupt(signal.SIGINT, None)
+
+    monkeypatch.setattr(interrupts, "_interrupts", [])
+    with pytest.raises(typer.Exit) as stopped:
+        command()
+    assert stopped.value.exit_code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_an_interrupt_that_got_lost_stops_at_the_next_report(monkeypatch):
     monkeypatch.setattr(interrupts, "_interrupts", [])
     reported = []
