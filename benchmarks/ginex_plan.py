@@ -2,11 +2,11 @@
 
     python -m benchmarks.ginex_plan [--nodes 20000000] [--batches 60] [--batch-nodes 150000] [--repeats 5] [--json]
 
-One thread. All take turns; then `plan_cache` is called again and again by itself. The trace is made of mini-batches of distinct ids
-whose popularity falls with a power of the rank. `plan_cache` returns every step's slots; `RollingPlanner` yields them, and moves on by half a window; libCacheSim, which decides after every request, answers hit or
-miss, is told the time of each next access beforehand, which is not counted, and gets the first `--peer-accesses` of the trace, because
-it is called from Python once a request. The second table is rows read, filling included, over accesses, on a trace where windows matter.
-Writes results/ginex_plan.json.
+One thread. All take turns; then `plan_cache` is called again and again by itself. The trace is made of mini-batches of distinct ids whose
+popularity falls with a power of the rank. `plan_cache` returns every step's slots; `RollingPlanner` yields them, and moves on by half a
+window; libCacheSim, which decides after every request, answers hit or miss, is told the time of each next access beforehand, which is not
+counted, and gets the first `--peer-accesses` of the trace, because it is called from Python once a request. The second table is rows
+read, filling included, over accesses, on a trace where windows matter. Writes results/ginex_plan.json.
 """
 
 import argparse
