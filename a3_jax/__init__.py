@@ -19,7 +19,9 @@ from a3_jax.baselines.references import sliding_window as sliding_window
 from a3_jax.baselines.sign_hash import HashedKeys as HashedKeys
 from a3_jax.baselines.sign_hash import hash_keys as hash_keys
 from a3_jax.baselines.sign_hash import sign_hash as sign_hash
+from a3_jax.baselines.sparq import mix_mean_value as mix_mean_value
 from a3_jax.baselines.sparq import sparq as sparq
+from a3_jax.baselines.sparq import sparq_weight as sparq_weight
 from a3_jax.blocks import Blocks as Blocks
 from a3_jax.blocks import block_scores as block_scores
 from a3_jax.blocks import rows_of_blocks as rows_of_blocks

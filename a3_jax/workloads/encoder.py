@@ -24,8 +24,9 @@ class Counts(NamedTuple):
 
 
 # (query, key, value, mask) -> (output, counts): query, key, value and output [batch, heads, seq, head_dim], mask [batch, seq] of the rows
-# that take part. The query is scaled already: what is wanted is softmax(query . key) value.
-Attention: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Counts]]
+# that take part. The query is scaled already: what is wanted is softmax(query . key) value. Counts are `Counts`, or whatever else there is
+# to say about a layer's queries: `encode` hands them on.
+Attention: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Any]]
 
 
 class Linear(NamedTuple):
@@ -94,7 +95,7 @@ def encode(
     mask: Bool[Array, "batch seq"],
     *,
     attention: Attention | Sequence[Attention] = exact_heads,
-) -> tuple[Float[Array, "batch width"], tuple[Counts, ...]]:
+) -> tuple[Float[Array, "batch width"], tuple[Any, ...]]:
     """Embeddings of length 1, the mean of the last hidden states of a text's tokens, and the counts of every layer.
 
     Args:

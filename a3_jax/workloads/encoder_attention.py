@@ -13,7 +13,7 @@ from a3_jax.attention.approximate import approx_attention
 from a3_jax.fixed_point.attention import fixed_point_attention
 from a3_jax.fixed_point.formats import AttentionFormat
 from a3_jax.workloads.encoder import Attention, Counts, exact_heads
-from a3_jax.workloads.host_search import Share, iterations_of, search_heads
+from a3_jax.workloads.host_search import Share, iterations_of, search_texts
 
 Arithmetic: TypeAlias = Literal["float", "input-quantised float", "fixed point"]
 
@@ -107,20 +107,10 @@ def _candidates(
     mask: Bool[np.ndarray, "batch seq"],
 ) -> tuple[Bool[np.ndarray, "batch heads seq seq"], Int32[np.ndarray, "batch heads seq"]]:
     """By query the rows that get their score, and M. Padding asks for nothing and gets the first row."""
-    batch, heads, seq, head_dim = query.shape
-    candidates = np.broadcast_to(mask[:, None, None, :], (batch, heads, seq, seq))
-    iterations = np.zeros((batch, heads, seq), np.int32)
     if setting.iterations is None:
-        return candidates, iterations
-    candidates = np.zeros(candidates.shape, bool)
-    candidates[..., 0] = ~mask[:, None, :]
-    queries, keys = np.asarray(query), np.asarray(key)
-    for text, rows in enumerate(mask.sum(1).tolist()):
-        wanted = iterations_of(setting.iterations, num_rows=rows, num_columns=head_dim)
-        found = search_heads(queries[text, :, :rows], keys[text, :, :rows], num_iterations=wanted)
-        candidates[text, :, :rows, :rows] = found
-        iterations[text, :, :rows] = wanted
-    return candidates, iterations
+        candidates = np.broadcast_to(mask[:, None, None, :], (*query.shape[:3], query.shape[2]))
+        return candidates, np.zeros(query.shape[:3], np.int32)
+    return search_texts(np.asarray(query), np.asarray(key), mask, mask, setting.iterations)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))

@@ -52,6 +52,31 @@ def search_heads(
     return candidates
 
 
+def search_texts(
+    query: Shaped[np.ndarray, "batch heads queries d"],
+    key: Shaped[np.ndarray, "batch heads n d"],
+    mask: Bool[np.ndarray, "batch n"],
+    query_mask: Bool[np.ndarray, "batch queries"],
+    share: Share,
+) -> tuple[Bool[np.ndarray, "batch heads queries n"], Int32[np.ndarray, "batch heads queries"]]:
+    """`search_heads` for texts of several lengths: the candidates of every query, and its M, a `share` of the rows of its text.
+
+    Args:
+      mask: the rows that take part, the first ones of a text; at least one.
+      query_mask: queries that ask, the first ones of a text. The others get the first row, and M = 0.
+    """
+    batch, heads, num_queries, d = query.shape
+    candidates = np.zeros((batch, heads, num_queries, key.shape[2]), bool)
+    iterations = np.zeros(candidates.shape[:3], np.int32)
+    candidates[..., 0] = ~query_mask[:, None, :]
+    for text, (rows, asked) in enumerate(zip(mask.sum(1).tolist(), query_mask.sum(1).tolist(), strict=True)):
+        wanted = iterations_of(share, num_rows=rows, num_columns=d)
+        found = search_heads(query[text, :, :asked], key[text, :, :rows], num_iterations=wanted)
+        candidates[text, :, :asked, :rows] = found
+        iterations[text, :, :asked] = wanted
+    return candidates, iterations
+
+
 def _sorted_columns(key: Shaped[np.ndarray, "n d"]) -> tuple[Shaped[np.ndarray, "d n"], Int32[np.ndarray, "d n"]]:
     """As `sort_keys`: equal values in ascending order of their rows."""
     columns = np.ascontiguousarray(key.T)

@@ -165,7 +165,7 @@ def _evaluate_alike(
     thresholds = [setting.threshold_percent or 0.0 for setting in settings]  # 0 keeps every candidate
     most = None if settings[0].iterations is None else int(np.max(wanted))
     order, found = [], []
-    for rows, batch in _chunks(questions):
+    for rows, batch in chunks_of(questions):
         iterations = jnp.asarray(np.stack(wanted)[:, rows])
         found.append(_answer_chunk(parameters, batch, iterations, jnp.asarray(thresholds, jnp.float32), network, most))
         order.append(rows)
@@ -178,7 +178,7 @@ def _evaluate_alike(
     ]
 
 
-def _chunks(questions: EncodedQuestions) -> Iterator[tuple[Int[np.ndarray, " chunk"], MemoryBatch]]:
+def chunks_of(questions: EncodedQuestions) -> Iterator[tuple[Int[np.ndarray, " chunk"], MemoryBatch]]:
     """Which questions, and the questions, those with the shortest stories first; the last chunk is filled up with some of its own.
 
     Stories are cut off behind the longest one of the chunk, or soon after: what is empty is never selected, but sorted and searched.

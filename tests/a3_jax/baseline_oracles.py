@@ -92,3 +92,11 @@ def _take(
         chosen.add(row)
         spent += each
     return (chosen, spent) if chosen else (chosen, 0.0)
+
+
+def sparq_weight_oracle(query: np.ndarray, key: np.ndarray, rows: list[int], num_columns: int) -> float:
+    """Alpha of SparQ's algorithm 1, of all rows of the key; the scale is 1."""
+    columns = sorted(range(len(query)), key=lambda j: (-abs(query[j]), j))[:num_columns]
+    temperature = math.sqrt(sum(abs(query[j]) for j in columns) / sum(abs(query)))
+    estimates = [math.exp(sum(query[j] * row[j] for j in columns) / temperature) for row in key]
+    return sum(estimates[row] for row in rows) / sum(estimates)

@@ -12,7 +12,7 @@ from a3_jax.baselines.budget import Selection
 from a3_jax.baselines.quest import page_bounds, quest
 from a3_jax.baselines.references import exact_top_k, oracle_top_k, random_rows, sliding_window
 from a3_jax.baselines.sign_hash import hash_keys, sign_hash
-from a3_jax.baselines.sparq import sparq
+from a3_jax.baselines.sparq import mix_mean_value, sparq, sparq_weight
 from a3_jax.metrics import bytes_touched
 from tests.a3_jax import baseline_oracles
 
@@ -178,3 +178,33 @@ def test_bounds_of_pages_are_bounds() -> None:
 def test_what_does_not_fit(call: Callable[[jax.Array], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(jnp.ones((3, DIM)))
+
+
+def test_weight_of_sparq() -> None:
+    rng = np.random.default_rng(4)
+    query, key = rng.normal(size=(CASES, DIM)), rng.normal(size=(CASES, NUM_ROWS, DIM))
+    mask = cases()[2]
+    selected = rng.random((CASES, NUM_ROWS)) < 0.4
+    columns = 1 + np.arange(CASES) % DIM
+    query[5] = 0
+
+    def weigh(*arrays: jax.Array) -> jax.Array:
+        q, k, s, m, r = arrays
+        return sparq_weight(q, k, s, num_columns=r, scale=0.5, mask=m)
+
+    arrays = (query.astype(np.float32), key.astype(np.float32), selected, mask, columns.astype(np.int32))
+    weights = np.asarray(jax.jit(jax.vmap(weigh))(*arrays))
+    for case in range(CASES):
+        valid = np.flatnonzero(mask[case])
+        rows = [place for place, row in enumerate(valid) if selected[case, row]]
+        expected = 1.0
+        if len(valid) and case == 5:
+            expected = len(rows) / len(valid)
+        elif len(valid):
+            expected = baseline_oracles.sparq_weight_oracle(
+                query[case] / 2, key[case, valid], rows, num_columns=int(columns[case])
+            )
+        assert weights[case] == pytest.approx(expected, abs=1e-5)
+    np.testing.assert_allclose(
+        mix_mean_value(jnp.array([4.0, 8.0]), jnp.float32(0.75), jnp.array([0.0, 4.0])), [3.0, 7.0], rtol=1e-6
+    )

@@ -8,35 +8,26 @@ import numpy as np
 import pytest
 
 from a3_jax.workloads import memory_evaluation
-from a3_jax.workloads.babi import encode, parse_stories, vocabulary_of
 from a3_jax.workloads.memory_evaluation import Setting, evaluate, iterations_for, memory_sizes, row_counts
-from a3_jax.workloads.memory_network import MemoryBatch, MemoryNetwork, softmax_weights
-from a3_jax.workloads.stories import GENERATED_TASKS, generate_stories
+from a3_jax.workloads.memory_network import MemoryBatch, softmax_weights
+from a3_jax.workloads.stories import GENERATED_TASKS
 from tests.a3_jax.selection_oracles import greedy_oracle
-
-HOPS, DIM = 2, 8
+from tests.a3_jax.small_networks import DIM, HOPS, random_network, some_questions
 
 
 @pytest.fixture(scope="module")
 def questions():
-    """Some of each task, in another order than by length."""
-    texts = [
-        question for task in GENERATED_TASKS for question in parse_stories(generate_stories(task, 15, seed=7), task)
-    ]
-    return encode(texts, vocabulary_of(texts))
+    return some_questions()
 
 
 @pytest.fixture(scope="module")
 def network(questions):
-    return MemoryNetwork(int(questions.sentences.max()) + 30, 50, DIM, HOPS)
+    return random_network(questions)[0]
 
 
 @pytest.fixture(scope="module")
-def parameters(network):
-    """Scores of a few units, so that a softmax is neither flat nor a single one."""
-    rng = np.random.default_rng(1)
-    shapes = {"embeddings": (HOPS + 1, network.num_words, DIM), "times": (HOPS + 1, 50, DIM)}
-    return {"params": {name: jnp.asarray(0.7 * rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}}
+def parameters(questions):
+    return random_network(questions)[1]
 
 
 SETTINGS = [
