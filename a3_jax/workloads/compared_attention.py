@@ -21,7 +21,8 @@ from a3_jax.baselines.sparq import mix_mean_value, sparq, sparq_weight
 from a3_jax.conditioning import Conditioning, condition_keys, condition_query, fit_conditioning
 from a3_jax.metrics import bytes_touched, output_error, softmax_mass, top_k_recall
 from a3_jax.post_scoring import select_post_scoring
-from a3_jax.workloads.host_search import Share, search_texts
+from a3_jax.workloads.decode_attention import StepInputs, check_steps
+from a3_jax.workloads.host_search import Share, iterations_of, search_heads, search_texts
 
 ELEMENT_BYTES, _ID_BYTES = 2, 4  # bfloat16, and a row id beside a sorted number
 _TOP = 5
@@ -113,16 +114,48 @@ def attend_by(
 
     A search leaves JAX. Time is that of exact attention and of the selection.
     """
+    valid = jnp.broadcast_to(jnp.asarray(mask)[:, None], (*query.shape[::2], key.shape[2]))
     if isinstance(method, Baseline):
-        random_keys = jax.random.split(jax.random.key(0), query.shape[:3])
-        return _attend_by_baseline(method, query, key, value, jnp.asarray(mask), random_keys)
-    searched = query, key
-    if method.center or method.rotate:
-        searched = _conditioned(query, key, jnp.asarray(mask), method)
+        return _attend_by_baseline(method, query, key, value, valid)
+    searched, keys = _searched(method, query, key, jnp.asarray(mask))
     candidates, iterations = search_texts(
-        np.asarray(searched[0]), np.asarray(searched[1]), np.asarray(mask), np.asarray(query_mask), method.iterations
+        np.asarray(searched), np.asarray(keys), np.asarray(mask), np.asarray(query_mask), method.iterations
     )
-    return _attend_candidates(query, key, value, jnp.asarray(mask), candidates, iterations, method.threshold_percent)
+    return _attend_candidates(query, key, value, valid, candidates, iterations, method.threshold_percent)
+
+
+def attend_steps_by(method: Method, inputs: StepInputs) -> tuple[Float[np.ndarray, "heads steps d"], Measured]:
+    """`attend_by` for a decoder's steps, each of which sees the rows up to its own. What is fitted to keys is fitted to those that the
+    first step sees. ValueError as in `check_steps`."""
+    check_steps(inputs)
+    heads, steps, dim = inputs.query.shape
+    kv_heads, num_rows, _ = inputs.key.shape
+    # Queries that share a key: group by group, as heads lie.
+    query = jnp.asarray(inputs.query).reshape(1, kv_heads, -1, dim)
+    key, value = jnp.asarray(inputs.key)[None], jnp.asarray(inputs.value)[None]
+    seen = np.tile(np.arange(num_rows - steps + 1, num_rows + 1, dtype=np.int32), heads // kv_heads)
+    valid = jnp.asarray(np.arange(num_rows) < seen[:, None])[None]
+    if isinstance(method, Baseline):
+        found = _attend_by_baseline(method, query, key, value, valid)
+    else:
+        searched, keys = _searched(method, query, key, valid[:, 0])
+        wanted = [iterations_of(method.iterations, num_rows=int(rows), num_columns=dim) for rows in seen]
+        iterations = np.asarray(wanted, np.int32)
+        candidates = search_heads(
+            np.asarray(searched)[0],
+            np.asarray(keys)[0],
+            num_iterations=iterations,
+            ranges=np.stack([np.zeros_like(seen), seen], axis=1),
+        )
+        every_head = np.broadcast_to(iterations, (1, kv_heads, len(iterations)))
+        found = _attend_candidates(query, key, value, valid, candidates[None], every_head, method.threshold_percent)
+    output, measured = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(heads, steps, *leaf.shape[3:]), found)
+    return output, measured
+
+
+def _searched(method: Search, query: Array, key: Array, mask: Array) -> tuple[Array, Array]:
+    """Query and key as the search sees them."""
+    return _conditioned(query, key, mask, method) if method.center or method.rotate else (query, key)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -151,7 +184,7 @@ def _attend_candidates(
     query: Float[Array, "batch heads queries d"],
     key: Float[Array, "batch heads n d"],
     value: Float[Array, "batch heads n dv"],
-    mask: Bool[Array, "batch n"],
+    mask: Bool[Array, "batch queries n"],
     candidates: Bool[Array, "batch heads queries n"],
     iterations: Int32[Array, "batch heads queries"],
     threshold_percent: int | float,
@@ -163,7 +196,7 @@ def _attend_candidates(
         spent = bytes_touched(iterations, jnp.sum(candidates), jnp.sum(kept), id_bytes=_ID_BYTES, **sizes)
         return _measured(scores, kept, value, mask, attend(scores, kept, value)[0], spent, key.shape[1])
 
-    of_head = jax.vmap(one, (0, None, None, None, 0, 0))
+    of_head = jax.vmap(one, (0, None, None, 0, 0, 0))
     return jax.vmap(jax.vmap(of_head, (0, 0, 0, None, 0, 0)))(query, key, value, mask, candidates, iterations)
 
 
@@ -173,13 +206,12 @@ def _attend_by_baseline(
     query: Float[Array, "batch heads queries d"],
     key: Float[Array, "batch heads n d"],
     value: Float[Array, "batch heads n dv"],
-    mask: Bool[Array, "batch n"],
-    random_keys: Array,
+    mask: Bool[Array, "batch queries n"],
 ) -> tuple[Array, Measured]:
     def of_head(query: Array, key: Array, value: Array, mask: Array, random_keys: Array) -> tuple:
         hashed = hash_keys(key, jax.random.key(0)) if method.name == "sign hash" else None
 
-        def one(query: Array, random_key: Array) -> tuple:
+        def one(query: Array, mask: Array, random_key: Array) -> tuple:
             scores = score_rows(query, key)
             selection = _select(method, query, key, value.shape[1], mask, hashed, random_key)
             output, spent = attend(scores, selection.selected, value)[0], selection.bytes_touched
@@ -190,8 +222,9 @@ def _attend_by_baseline(
                 spent += value.shape[1] * ELEMENT_BYTES
             return _measured(scores, selection.selected, value, mask, output, spent, key.shape[1])
 
-        return jax.vmap(one)(query, random_keys)
+        return jax.vmap(one)(query, mask, random_keys)
 
+    random_keys = jax.random.split(jax.random.key(0), query.shape[:3])
     return jax.vmap(jax.vmap(of_head, (0, 0, 0, None, 0)))(query, key, value, mask, random_keys)
 
 

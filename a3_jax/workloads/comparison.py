@@ -1,19 +1,30 @@
 """Quality against bytes: a task done by A3, with and without conditioned keys, and by each baseline. A row of numbers for each.
 
 A task's own quality is in the row beside what attention missed: accuracy for the memory network, and for the encoder the
-cosine of its embeddings with those of exact attention and the places of the passages.
+cosine of its embeddings with those of exact attention and the places of the passages; for a decoder the divergence of the next token's
+probabilities.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from a3_jax.workloads.babi import EncodedQuestions
-from a3_jax.workloads.compared_attention import Baseline, BaselineName, Measured, Method, Search, attend_by
+from a3_jax.workloads.compared_attention import (
+    Baseline,
+    BaselineName,
+    Measured,
+    Method,
+    Search,
+    attend_by,
+    attend_steps_by,
+)
+from a3_jax.workloads.decode import Text, log_softmax
+from a3_jax.workloads.decode_attention import StepInputs
 from a3_jax.workloads.encoder import Attention, Encoder, encode
 from a3_jax.workloads.encoder_files import padded
 from a3_jax.workloads.memory_evaluation import chunks_of
@@ -145,6 +156,40 @@ def _embeddings(
         asked = np.broadcast_to(mask[rows[:real], None, :], (real, encoder.num_heads, length))
         found += [[np.asarray(field)[:real][asked] for field in measured] for measured in by_layer]
     return np.concatenate(embeddings), _joined(found)
+
+
+def compare_decoder(texts: Iterable[Text], chosen: Sequence[Method]) -> list[dict[str, Any]]:
+    """Of every method, at the steps of all texts, the divergence of the next token's probabilities from those with exact attention, nats,
+    the perplexity, and what attention missed. Errors go on from layer to layer. ValueError as in `attend_steps_by`.
+    """
+    measured: list[list[list[np.ndarray]]] = [[] for _ in chosen]
+    kl: list[list[np.ndarray]] = [[] for _ in chosen]
+    nll: list[list[np.ndarray]] = [[] for _ in chosen]
+    for text in texts:
+        exact = log_softmax(text.steps(lambda inputs: attend_steps_by(EXACT, inputs)[0]))
+        for place, method in enumerate(chosen):
+
+            def attend(
+                inputs: StepInputs, method: Method = method, found: list[list[np.ndarray]] = measured[place]
+            ) -> Float[np.ndarray, "heads steps d"]:
+                output, one = attend_steps_by(method, inputs)
+                found.append([np.ravel(field) for field in one])
+                return output
+
+            logits = log_softmax(text.steps(attend))
+            kl[place].append((np.exp(exact) * (exact - logits)).sum(1))
+            nll[place].append(-logits[np.arange(len(logits)), text.targets])
+    return [
+        row_of(
+            method,
+            _joined(measured[place]),
+            {
+                "kl": float(np.concatenate(kl[place]).mean()),
+                "perplexity": float(np.exp(np.concatenate(nll[place]).mean())),
+            },
+        )
+        for place, method in enumerate(chosen)
+    ]
 
 
 def _attention_of(method: Method) -> Attention:

@@ -108,7 +108,7 @@ def decode_texts(
             logits = text.steps(attend)
             if logits.ndim != 2 or len(logits) != len(text.targets):
                 raise ValueError(f"logits: wanted [{len(text.targets)}, vocab], got {list(logits.shape)}")
-            found = _log_softmax(logits)
+            found = log_softmax(logits)
             expected = found if expected is None else expected
             nll = -found[np.arange(len(found)), text.targets]
             kl = (np.exp(expected) * (expected - found)).sum(1)
@@ -161,7 +161,7 @@ def _check_settings(settings: Sequence[StepSetting]) -> None:
         raise ValueError("settings: wanted exact attention first, which the others are compared with")
 
 
-def _log_softmax(logits: Float[np.ndarray, "steps vocab"]) -> Float[np.ndarray, "steps vocab"]:
+def log_softmax(logits: Float[np.ndarray, "steps vocab"]) -> Float[np.ndarray, "steps vocab"]:
     """In float64: differences of exact and approximate ones are small."""
     wide = logits.astype(np.float64)
     wide -= wide.max(1, keepdims=True)
@@ -169,7 +169,10 @@ def _log_softmax(logits: Float[np.ndarray, "steps vocab"]) -> Float[np.ndarray, 
 
 
 def _run(
-    setting: StepSetting, layers: Sequence[StepResult], nll: Float[np.ndarray, " steps"], kl: Float[np.ndarray, " steps"]
+    setting: StepSetting,
+    layers: Sequence[StepResult],
+    nll: Float[np.ndarray, " steps"],
+    kl: Float[np.ndarray, " steps"],
 ) -> StepRun:
     """Of one text."""
     if not layers:

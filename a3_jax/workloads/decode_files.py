@@ -26,7 +26,10 @@ def write_steps(file: Path, layers: Sequence[StepInputs]) -> None:
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
-            np.savez(stream, **{name: np.stack(arrays) for name, arrays in zip(NAMES, zip(*layers, strict=True), strict=True)})
+            np.savez(
+                stream,
+                **{name: np.stack(arrays) for name, arrays in zip(NAMES, zip(*layers, strict=True), strict=True)},
+            )
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -101,6 +104,4 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _wanted(file: Path, why: str) -> str:
-    return (
-        f"{file}: {why}; wanted an .npz file with queries [layers, heads, steps, d], keys and values [layers, kv_heads, n, d], floats"
-    )
+    return f"{file}: {why}; wanted an .npz file with queries [layers, heads, steps, d], keys and values [layers, kv_heads, n, d], floats"

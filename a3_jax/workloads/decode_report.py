@@ -1,6 +1,5 @@
 """Accuracy and cost of decoding steps, from the counts of their own queries."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from a3_jax.baselines.sign_hash import hash_keys
-from a3_jax.workloads.compared_attention import Baseline, Measured, Method, Search, attend_by, num_columns
+from a3_jax.workloads.compared_attention import (
+    Baseline,
+    Measured,
+    Method,
+    Search,
+    attend_by,
+    attend_steps_by,
+    num_columns,
+)
+from a3_jax.workloads.decode_attention import StepInputs
 from tests.a3_jax import baseline_oracles
 from tests.a3_jax.selection_oracles import greedy_oracle
 
@@ -161,6 +170,36 @@ def test_masked_queries_ask_for_nothing() -> None:
     for found, wanted in zip(jax.tree.leaves(some), jax.tree.leaves(run(Search(iterations=0.35))), strict=True):
         for batch, count in enumerate((2, 1)):
             np.testing.assert_allclose(found[batch, :, :count], wanted[batch, :, :count], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Search(iterations=0.35),
+        Search(iterations=0.35, center=True, rotate=True),
+        *(Baseline(name=name, share=0.45, page_size=3) for name in ("SparQ, mean value", "Quest", "sign hash")),
+    ],
+    ids=lambda method: method.name,
+)
+def test_a_step_is_a_query_of_the_rows_up_to_its_own(method: Method) -> None:
+    """By `attend_by` with those rows alone; conditioning is fitted on what the first step sees, which is the first step's case."""
+    steps, group = 3, 2
+    rng = np.random.default_rng(7)
+    query = rng.normal(size=(HEADS * group, steps, DIM)).astype(np.float32)
+    _, keys, values, _ = inputs()
+    key, value = keys[0], values[0]
+    output, measured = attend_steps_by(method, StepInputs(query, key, value[..., :DIM]))
+    for step in range(1 if isinstance(method, Search) and method.center else steps):
+        seen = ROWS - steps + step + 1
+        arrays = (
+            query.reshape(1, HEADS, group * steps, DIM)[:, :, step::steps],
+            key[None, :, :seen],
+            value[None, :, :seen],
+        )
+        one = (jnp.asarray(array) for array in (*arrays[:2], arrays[2][..., :DIM]))
+        found = attend_by(method, *one, np.ones((1, seen), bool), np.ones((1, group), bool))
+        for whole, part in zip(jax.tree.leaves((output, measured)), jax.tree.leaves(found), strict=True):
+            np.testing.assert_allclose(whole[:, step].ravel(), np.asarray(part)[0].ravel(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_refused() -> None:

@@ -8,7 +8,9 @@ import pytest
 from a3_jax.metrics import bytes_touched
 from a3_jax.workloads import comparison, memory_evaluation
 from a3_jax.workloads.compared_attention import Baseline, Search
-from a3_jax.workloads.comparison import compare_encoder, compare_memory_network, methods
+from a3_jax.workloads.comparison import compare_decoder, compare_encoder, compare_memory_network, methods
+from a3_jax.workloads.decode import Attend, Text, decode_texts
+from a3_jax.workloads.decode_attention import StepInputs, StepSetting
 from a3_jax.workloads.encoder_attention import Setting as EncoderSetting
 from a3_jax.workloads.encoder_files import load_encoder
 from a3_jax.workloads.memory_evaluation import Setting, evaluate, memory_sizes
@@ -91,3 +93,32 @@ def test_methods() -> None:
     assert all(method.page_size == 4 for method in chosen if isinstance(method, Baseline))
     assert set(methods()) < {*methods(shared=True)}
     assert dataclasses.replace(chosen[0], shared=True) not in chosen
+
+
+def test_a_search_does_what_decoding_does() -> None:
+    """A model of two layers, the second of which asks with what the first has found."""
+    rng = np.random.default_rng(5)
+    heads, steps, rows, dim = 2, 3, 12, 4
+    query, key, value = (
+        rng.normal(size=(2, count, length, dim)).astype(np.float32)
+        for count, length in ((heads, steps), (1, rows), (1, rows))
+    )
+    head = rng.normal(size=(heads * dim, 7)).astype(np.float32)
+
+    def read(attend: Attend) -> np.ndarray:
+        found = attend(StepInputs(query[0], key[0], value[0]))
+        found = attend(StepInputs(query[1] + found, key[1], value[1]))
+        return np.moveaxis(found, 0, 1).reshape(steps, -1) @ head
+
+    texts = [Text(read, np.array([1, 4, 6]))]
+    setting = EncoderSetting(name="half", iterations=0.5, threshold_percent=5)
+    settings = [StepSetting(selection=one) for one in (EncoderSetting(name="exact"), setting)]
+    exact, wanted = decode_texts(texts, settings).runs
+    chosen = [Search(iterations=0.5), Baseline(name="oracle top k", share=1)]
+    found, everything = compare_decoder(texts, chosen)
+    assert found["kl"] == pytest.approx(wanted.kl.mean(), rel=1e-4)
+    assert found["kl"] > 0.001
+    assert found["perplexity"] == pytest.approx(wanted.perplexity, rel=1e-4)
+    assert found["mass"] == pytest.approx(wanted.mass.mean(), rel=1e-4)
+    assert everything["kl"] == pytest.approx(0, abs=1e-6)
+    assert everything["perplexity"] == pytest.approx(exact.perplexity, rel=1e-4)
