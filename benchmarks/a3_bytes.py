@@ -77,10 +77,8 @@ def of_babi(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def sampled(questions: EncodedQuestions, count: int) -> EncodedQuestions:
     """Every so manieth question."""
     rows = np.arange(0, len(questions.answers), max(1, len(questions.answers) // count))
-    fields = {
-        name: getattr(questions, name)[rows] for name in ("stories", "story_sizes", "questions", "answers", "tasks")
-    }
-    return questions._replace(**fields)
+    chosen = {name: getattr(questions, name)[rows] for name in ("stories", "questions", "answers", "tasks")}
+    return questions._replace(**chosen)
 
 
 def of_retrieval(arguments: argparse.Namespace) -> list[dict[str, Any]]:
