@@ -10,6 +10,8 @@ Writes results/a3_bytes_WORKLOAD.json and docs/figures/a3_bytes_WORKLOAD.svg; te
 """
 
 import argparse
+import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,10 @@ def main() -> None:
     decode.add_argument("--steps", type=int, default=64)
     arguments = parser.parse_args()
 
-    rows = {"babi": of_babi, "retrieval": of_retrieval, "decode": of_decode}[arguments.workload](arguments)
+    rows = []
+    for row in {"babi": of_babi, "retrieval": of_retrieval, "decode": of_decode}[arguments.workload](arguments):
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        rows.append(row)
     name = f"a3_bytes_{arguments.workload}"
     record(name, vars(arguments), rows)
     draw(rows, *QUALITIES[arguments.workload], FIGURES / f"{name}.svg")
@@ -62,7 +67,7 @@ def main() -> None:
         print(line)
 
 
-def of_babi(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def of_babi(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     questions = read_folder(arguments.babi)
     vocabulary = vocabulary_of(questions.training)
     training, test = encode(questions.training, vocabulary), encode(questions.test, vocabulary)
@@ -81,7 +86,7 @@ def sampled(questions: EncodedQuestions, count: int) -> EncodedQuestions:
     return questions._replace(**chosen)
 
 
-def of_retrieval(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def of_retrieval(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     encoder, tokenizer = load_encoder(arguments.data / MODEL), load_tokenizer(arguments.data / MODEL)
     passages = read_passages(
         arguments.data / SPEECHES, lambda text: tokenizer.encode(text).ids, num_passages=arguments.passages

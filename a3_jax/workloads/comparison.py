@@ -78,18 +78,16 @@ def row_of(method: Method, measured: Measured, quality: dict[str, float]) -> dic
 
 def compare_memory_network(
     questions: EncodedQuestions, network: MemoryNetwork, parameters: Parameters, chosen: Sequence[Method]
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Of every method the mean accuracy over tasks, and what attention missed in all hops.
 
     A method takes some ten seconds for 20,000 questions, and a minute where it fits a rotation to each story.
     """
-    rows = []
     exact = _answers(questions, network, parameters, EXACT)[0]
     for method in chosen:
         words, measured = _answers(questions, network, parameters, method)
         quality = {"accuracy": _accuracy(questions, words), "exact_accuracy": _accuracy(questions, exact)}
-        rows.append(row_of(method, measured, quality))
-    return rows
+        yield row_of(method, measured, quality)
 
 
 def _answers(
@@ -119,13 +117,12 @@ def _accuracy(questions: EncodedQuestions, words: np.ndarray) -> float:
     return float(np.mean([right[questions.tasks == task].mean() for task in np.unique(questions.tasks)]))
 
 
-def compare_encoder(encoder: Encoder, passages: Sequence[Passage], chosen: Sequence[Method]) -> list[dict[str, Any]]:
+def compare_encoder(encoder: Encoder, passages: Sequence[Passage], chosen: Sequence[Method]) -> Iterator[dict[str, Any]]:
     """Of every method the mean cosine with the embeddings of exact attention, over passages, recall at 1 and 10, and what attention missed.
 
     A method takes half a second for a passage.
     """
     exact, _ = _embeddings(encoder, [passage.tokens for passage in passages], EXACT, PASSAGE_LENGTH)
-    rows = []
     for method in chosen:
         found, measured = _embeddings(encoder, [passage.tokens for passage in passages], method, PASSAGE_LENGTH)
         asked, _ = _embeddings(encoder, [passage.sentence for passage in passages], method, SENTENCE_LENGTH)
@@ -135,8 +132,7 @@ def compare_encoder(encoder: Encoder, passages: Sequence[Passage], chosen: Seque
             "recall_at_1": float(np.mean(ranks <= 1)),
             "recall_at_10": float(np.mean(ranks <= 10)),
         }
-        rows.append(row_of(method, measured, quality))
-    return rows
+        yield row_of(method, measured, quality)
 
 
 def _embeddings(
