@@ -251,36 +251,51 @@ ffi::Error sort(ffi::ThreadPool pool, ffi::AnyBuffer key, ffi::Result<ffi::AnyBu
   });
 }
 
-// Two pairs of values and rows [.., d, m], [.., d, w] -> [.., d, m + w]; the rows of the second are counted from m.
-ffi::Error merge(ffi::ThreadPool pool, ffi::AnyBuffer first_values, ffi::AnyBuffer first_rows, ffi::AnyBuffer second_values,
-                 ffi::AnyBuffer second_rows, ffi::Result<ffi::AnyBuffer> values, ffi::Result<ffi::AnyBuffer> rows) {
-  Operand operands[6];
-  A3_CHECK(check_element("first.values", first_values));
-  A3_CHECK(check_type("second.values", second_values, first_values.element_type()));
-  A3_CHECK(check_type("values", *values, first_values.element_type()));
-  A3_CHECK(check_type("rows", *rows, ffi::S32));
-  A3_CHECK(check_type("first.rows", first_rows, ffi::S32));
-  A3_CHECK(check_type("second.rows", second_rows, ffi::S32));
-  A3_CHECK(check_axes("first.values", first_values, 2));
-  A3_CHECK(check_axes("second.values", second_values, 2));
-  A3_CHECK(check_axes("values", *values, 2));
-  const Batch batch(values->dimensions(), 2);
-  const int64_t m = axis_from_end(first_values, 1), w = axis_from_end(second_values, 1), d = axis_from_end(first_values, 2);
-  A3_CHECK(check_rows(m + w));
-  A3_CHECK(operands[0].read("first.values", first_values, batch, {d, m}));
-  A3_CHECK(operands[1].read("first.rows", first_rows, batch, {d, m}));
-  A3_CHECK(operands[2].read("second.values", second_values, batch, {d, w}));
-  A3_CHECK(operands[3].read("second.rows", second_rows, batch, {d, w}));
-  A3_CHECK(operands[4].read("values", *values, batch, {d, m + w}));
-  A3_CHECK(operands[5].read("rows", *rows, batch, {d, m + w}));
-  return with_element(first_values, [&](auto* null) {
+// values, rows [.., d, capacity], key [.., w, d], length [..] -> values and rows in place, w entries longer.
+ffi::Error append(ffi::ThreadPool pool, ffi::AnyBuffer values, ffi::AnyBuffer rows, ffi::AnyBuffer key, ffi::AnyBuffer length,
+                  ffi::Result<ffi::AnyBuffer> new_values, ffi::Result<ffi::AnyBuffer> new_rows) {
+  Operand old_values, old_rows, keys, lengths, all_values, all_rows;
+  A3_CHECK(check_element("key", key));
+  A3_CHECK(check_type("sorted_keys.values", values, key.element_type()));
+  A3_CHECK(check_type("the new values", *new_values, key.element_type()));
+  A3_CHECK(check_type("sorted_keys.rows", rows, ffi::S32));
+  A3_CHECK(check_type("the new rows", *new_rows, ffi::S32));
+  A3_CHECK(check_type("length", length, ffi::S32));
+  A3_CHECK(check_axes("key", key, 2));
+  A3_CHECK(check_axes("the new values", *new_values, 2));
+  const Batch batch(new_values->dimensions(), 2);
+  const int64_t capacity = axis_from_end(*new_values, 1), d = axis_from_end(key, 1), w = axis_from_end(key, 2);
+  A3_CHECK(check_rows(capacity));
+  A3_CHECK(old_values.read("sorted_keys.values", values, batch, {d, capacity}));
+  A3_CHECK(old_rows.read("sorted_keys.rows", rows, batch, {d, capacity}));
+  A3_CHECK(keys.read("key", key, batch, {w, d}));
+  A3_CHECK(lengths.read("length", length, batch, {}));
+  A3_CHECK(all_values.read("the new values", *new_values, batch, {d, capacity}));
+  A3_CHECK(all_rows.read("the new rows", *new_rows, batch, {d, capacity}));
+  for (int64_t element = 0; element < batch.size(); ++element) {
+    const int64_t filled = *lengths.of<int32_t>(batch, element);
+    if (filled < 0 || filled + w > capacity) return invalid("length must be in [0, ", capacity - w, "], got ", filled);
+  }
+  const int64_t parts = (d + kColumnsAtOnce - 1) / kColumnsAtOnce;
+  return with_element(key, [&](auto* null) {
     using Element = std::remove_pointer_t<decltype(null)>;
-    return for_each(pool, batch.size() * d, m + w, [&](int64_t task) {
-      const int64_t element = task / d, column = task % d;
-      merge_column(operands[0].of<const Element>(batch, element) + column * m, operands[1].of<const int32_t>(batch, element) + column * m, m,
-                   operands[2].of<const Element>(batch, element) + column * w, operands[3].of<const int32_t>(batch, element) + column * w, w,
-                   static_cast<int32_t>(m), operands[4].of<Element>(batch, element) + column * (m + w),
-                   operands[5].of<int32_t>(batch, element) + column * (m + w));
+    return for_each(pool, batch.size() * parts, capacity * kColumnsAtOnce, [&](int64_t task) {
+      const int64_t element = task / parts, first = task % parts * kColumnsAtOnce, count = std::min(kColumnsAtOnce, d - first);
+      const int64_t filled = *lengths.of<int32_t>(batch, element);
+      std::vector<uint64_t> scratch;
+      std::vector<Element> sorted_values(count * w);
+      std::vector<int32_t> sorted_rows(count * w);
+      sort_columns(keys.of<const Element>(batch, element), w, d, first, count, sorted_values.data(), sorted_rows.data(), scratch);
+      for (int64_t column = 0; column < count; ++column) {
+        const int64_t start = (first + column) * capacity;
+        Element* const to_values = all_values.of<Element>(batch, element) + start;
+        int32_t* const to_rows = all_rows.of<int32_t>(batch, element) + start;
+        const Element* const from_values = old_values.of<const Element>(batch, element) + start;
+        const int32_t* const from_rows = old_rows.of<const int32_t>(batch, element) + start;
+        if (to_values != from_values) std::copy(from_values, from_values + capacity, to_values);
+        if (to_rows != from_rows) std::copy(from_rows, from_rows + capacity, to_rows);
+        insert_entries(sorted_values.data() + column * w, sorted_rows.data() + column * w, w, to_values, to_rows, filled);
+      }
       return kNone;
     });
   });
@@ -339,7 +354,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(A3Sort, a3::sort,
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(A3Merge, a3::merge,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(A3Append, a3::append,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()

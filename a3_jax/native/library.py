@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ _HANDLERS = {
     "a3_attention": "A3Attention",
     "a3_exact": "A3Exact",
     "a3_sort": "A3Sort",
-    "a3_merge": "A3Merge",
+    "a3_append": "A3Append",
 }
 LIBRARY = Path(__file__).parent / "a3_native.so"
 
@@ -22,8 +23,13 @@ def why_native_unavailable() -> str | None:
     return _load(LIBRARY)
 
 
-def call_native(target: str, results: Any, *operands: jax.Array, **attributes: Any) -> Any:
+def call_native(
+    target: str, results: Any, *operands: jax.Array, in_place: Mapping[int, int] | None = None, **attributes: Any
+) -> Any:
     """Calls a handler. Under `jax.vmap` operands that are not mapped are passed once, with an axis of 1.
+
+    Args:
+      in_place: operands, by number, whose memory a result may have.
 
     Raises:
       RuntimeError: if the library cannot be used; nothing else is done in its place.
@@ -31,7 +37,9 @@ def call_native(target: str, results: Any, *operands: jax.Array, **attributes: A
     reason = why_native_unavailable()
     if reason is not None:
         raise RuntimeError(f"the native functions of a3_jax cannot be called: {reason}")
-    return jax.ffi.ffi_call(target, results, vmap_method="expand_dims")(*operands, **attributes)
+    aliases = dict(in_place or {})
+    call = jax.ffi.ffi_call(target, results, vmap_method="expand_dims", input_output_aliases=aliases)
+    return call(*operands, **attributes)
 
 
 @functools.cache

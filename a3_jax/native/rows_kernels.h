@@ -54,6 +54,29 @@ inline float sum_lanes(Floats vector) {
 #endif
 }
 
+inline void store_sums(const Floats (&vectors)[4], float* sums) {
+#if defined(__AVX2__)
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(vectors[0], vectors[1]), _mm256_hadd_ps(vectors[2], vectors[3]));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+#else
+  for (int i = 0; i < 4; ++i) sums[i] = sum_lanes(vectors[i]);
+#endif
+}
+
+// The largest of some numbers and `largest`; what is not a number is passed over.
+inline float max_of(const float* numbers, std::int64_t count, float largest) {
+  Floats lanes = {};
+  lanes += largest;
+  std::int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Floats next = load(numbers + i);
+    lanes = next > lanes ? next : lanes;
+  }
+  for (int lane = 0; lane < kLanes; ++lane) largest = lanes[lane] > largest ? lanes[lane] : largest;
+  for (; i < count; ++i) largest = numbers[i] > largest ? numbers[i] : largest;
+  return largest;
+}
+
 // ---- dot products ------------------------------------------------------------------------------------------------------------------
 
 constexpr std::int64_t kRowsAtOnce = 4;
@@ -88,26 +111,13 @@ inline void dot_rows(const float* query, const Element* const (&rows)[kRowsAtOnc
     const Floats low = load(query + i), high = load(query + i + kLanes);
     for (int r = 0; r < kRowsAtOnce; ++r) sums[r] += low * load(rows[r] + i), more[r] += high * load(rows[r] + i + kLanes);
   }
-  for (int r = 0; r < kRowsAtOnce; ++r) {
-    float sum = sum_lanes(sums[r] + more[r]);
-    for (std::int64_t rest = i; rest < d; ++rest) sum += query[rest] * widen(rows[r][rest]);
-    scores[r] = sum;
-  }
+  for (int r = 0; r < kRowsAtOnce; ++r) sums[r] += more[r];
+  store_sums(sums, scores);
+  for (; i < d; ++i)
+    for (int r = 0; r < kRowsAtOnce; ++r) scores[r] += query[i] * widen(rows[r][i]);
 }
 
 // ---- weighted sums -----------------------------------------------------------------------------------------------------------------
-
-template <class Element>
-inline void add_rows(const float* weights, const Element* const (&rows)[kRowsAtOnce], std::int64_t columns, float* out) {
-  std::int64_t i = 0;
-  for (; i + kLanes <= columns; i += kLanes) {
-    const Floats even = weights[0] * load(rows[0] + i) + weights[2] * load(rows[2] + i);
-    const Floats odd = weights[1] * load(rows[1] + i) + weights[3] * load(rows[3] + i);
-    store(out + i, load(out + i) + (even + odd));
-  }
-  for (; i < columns; ++i)
-    for (int r = 0; r < kRowsAtOnce; ++r) out[i] += weights[r] * widen(rows[r][i]);
-}
 
 template <class Element>
 inline void add_row(float weight, const Element* row, std::int64_t columns, float* out) {
@@ -172,38 +182,49 @@ float exponentiate(float* scores, std::int64_t count, float largest) {
 
 // ---- exact attention ---------------------------------------------------------------------------------------------------------------
 
+// Memory gives more to several streams than to one: rows are read from so many places in turn.
+constexpr std::int64_t kStreams = kRowsAtOnce;
 // Rows of a block: its scores are in the first-level cache, its keys and values in the second for all queries.
 constexpr std::int64_t kBlockRows = 128;
-// Of the rows that follow, into the second-level cache: the processor's own prefetching stops where a block of values begins.
-constexpr std::int64_t kBytesAhead = 4096;
+
+// `count` rows from `first` on, the streams' in turn, `apart` rows from each other.
+struct Block {
+  std::int64_t first, apart, count;
+
+  std::int64_t row(std::int64_t i) const { return first + i % kStreams * apart + i / kStreams; }
+};
 
 template <class Element>
-inline void prefetch_next(const Element* row, std::int64_t columns) {
-  const char* const bytes = reinterpret_cast<const char*>(row) + kBytesAhead;
-  const std::int64_t size = kRowsAtOnce * columns * static_cast<std::int64_t>(sizeof(Element));
-  for (std::int64_t i = 0; i < size; i += kLineBytes) __builtin_prefetch(bytes + i, 0, 2);
+inline void score_block(const float* query, const Element* key, std::int64_t d, Block block, float* scores) {
+  std::int64_t i = 0;
+  for (; i + kStreams <= block.count; i += kStreams) {
+    const Element *const row = key + block.row(i) * d, *const second = row + block.apart * d, *const third = second + block.apart * d;
+    dot_rows(query, {row, second, third, third + block.apart * d}, d, scores + i);
+  }
+  for (; i < block.count; ++i) scores[i] = dot(query, key + block.row(i) * d, d);
+}
+
+// out += weights times rows, kVectors vectors of every row: the sums stay in registers.
+template <int kVectors, class Element>
+inline void mix_columns(const float* weights, const Element* value, std::int64_t dv, Block block, float* out) {
+  Floats sums[kVectors];
+  for (int i = 0; i < kVectors; ++i) sums[i] = load(out + i * kLanes);
+  for (std::int64_t r = 0; r < block.count; ++r) {
+    const Element* const row = value + block.row(r) * dv;
+    const float weight = weights[r];
+    for (int i = 0; i < kVectors; ++i) sums[i] += weight * load(row + i * kLanes);
+  }
+  for (int i = 0; i < kVectors; ++i) store(out + i * kLanes, sums[i]);
 }
 
 template <class Element>
-inline void score_block(const float* query, const Element* key, std::int64_t d, std::int64_t count, bool first_query, float* scores) {
-  std::int64_t r = 0;
-  for (; r + kRowsAtOnce <= count; r += kRowsAtOnce) {
-    const Element* const row = key + r * d;
-    if (first_query) prefetch_next(row, d);
-    dot_rows(query, {row, row + d, row + 2 * d, row + 3 * d}, d, scores + r);
-  }
-  for (; r < count; ++r) scores[r] = dot(query, key + r * d, d);
-}
-
-template <class Element>
-inline void mix_block(const float* weights, const Element* value, std::int64_t dv, std::int64_t count, bool first_query, float* out) {
-  std::int64_t r = 0;
-  for (; r + kRowsAtOnce <= count; r += kRowsAtOnce) {
-    const Element* const row = value + r * dv;
-    if (first_query) prefetch_next(row, dv);
-    add_rows(weights + r, {row, row + dv, row + 2 * dv, row + 3 * dv}, dv, out);
-  }
-  for (; r < count; ++r) add_row(weights[r], value + r * dv, dv, out);
+inline void mix_block(const float* weights, const Element* value, std::int64_t dv, Block block, float* out) {
+  constexpr int kVectors = 8;
+  std::int64_t i = 0;
+  for (; i + kVectors * kLanes <= dv; i += kVectors * kLanes) mix_columns<kVectors>(weights, value + i, dv, block, out + i);
+  for (; i + kLanes <= dv; i += kLanes) mix_columns<1>(weights, value + i, dv, block, out + i);
+  for (; i < dv; ++i)
+    for (std::int64_t r = 0; r < block.count; ++r) out[i] += weights[r] * widen(value[block.row(r) * dv + i]);
 }
 
 // Online softmax (Milakov and Gimelshein 2018): `largest` and `sum` are of the blocks so far.
@@ -218,21 +239,23 @@ void attend(const Attention<Element>& a) {
     float largest[kQueriesAtOnce], sum[kQueriesAtOnce] = {}, scores[kBlockRows];
     for (float& one : largest) one = kNothing;
     std::memset(out, 0, queries * a.dv * sizeof(float));
-    for (std::int64_t first = a.first; first < a.last; first += kBlockRows) {
-      const std::int64_t count = a.last - first < kBlockRows ? a.last - first : kBlockRows;
+    const auto add_block = [&](Block block) {
       for (std::int64_t q = 0; q < queries; ++q) {
-        score_block(query + q * a.d, a.key + first * a.d, a.d, count, q == 0, scores);
-        float top = largest[q];
-        for (std::int64_t r = 0; r < count; ++r) top = scores[r] > top ? scores[r] : top;
+        score_block(query + q * a.d, a.key, a.d, block, scores);
+        const float top = max_of(scores, block.count, largest[q]);
         if (top > largest[q]) {
           const float shrink = std::exp(largest[q] - top);
           for (std::int64_t i = 0; i < a.dv; ++i) out[q * a.dv + i] *= shrink;
           sum[q] *= shrink, largest[q] = top;
         }
-        sum[q] += exponentiate(scores, count, top);
-        mix_block(scores, a.value + first * a.dv, a.dv, count, q == 0, out + q * a.dv);
+        sum[q] += exponentiate(scores, block.count, top);
+        mix_block(scores, a.value, a.dv, block, out + q * a.dv);
       }
-    }
+    };
+    const std::int64_t length = (a.last - a.first) / kStreams, streamed = a.first + kStreams * length;
+    for (std::int64_t row = 0; row < length; row += kBlockRows / kStreams)
+      add_block({a.first + row, length, kStreams * (length - row < kBlockRows / kStreams ? length - row : kBlockRows / kStreams)});
+    if (streamed < a.last) add_block({streamed, 1, a.last - streamed});
     for (std::int64_t q = 0; q < queries; ++q) {
       const float scale = sum[q] == 0 ? 0.0f : 1.0f / sum[q];
       for (std::int64_t i = 0; i < a.dv; ++i) out[q * a.dv + i] *= scale;

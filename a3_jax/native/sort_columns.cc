@@ -27,6 +27,30 @@ inline std::uint64_t number_of(float value, std::int64_t row) {
 inline void narrow(float value, float& target) { target = value; }
 inline void narrow(float value, BFloat16& target) { target.bits = static_cast<std::uint16_t>(bits_of(value) >> 16); }
 
+// How many of the ascending values are not above `order`: most are. From the end in steps that double, then by halves.
+template <class Element>
+std::int64_t count_up_to(const Element* values, std::int64_t length, std::uint32_t order) {
+  const auto is_above = [&](std::int64_t place) { return order_of(widen(values[place])) > order; };
+  std::int64_t low = 0, high = length;
+  for (std::int64_t step = 1; low < high; step *= 2) {
+    const std::int64_t probe = std::max(high - step, low);
+    if (!is_above(probe)) {
+      low = probe + 1;
+      break;
+    }
+    high = probe;
+  }
+  while (low < high) {
+    const std::int64_t middle = low + (high - low) / 2;
+    if (is_above(middle)) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
+
 }  // namespace
 
 template <class Element>
@@ -58,45 +82,25 @@ void sort_columns(const Element* key, std::int64_t n, std::int64_t d, std::int64
 }
 
 template <class Element>
-void merge_column(const Element* first_values, const std::int32_t* first_rows, std::int64_t first, const Element* second_values,
-                  const std::int32_t* second_rows, std::int64_t second, std::int32_t second_start, Element* values, std::int32_t* rows) {
-  std::int64_t i = 0, j = 0;
-  // The second is short: what lies between two of its values is copied in one go.
-  for (; j < second; ++j) {
-    const std::uint32_t number = order_of(widen(second_values[j]));
-    std::int64_t low = i, high = first;
-    for (std::int64_t step = 1; low < high; step *= 2) {  // outwards, then by halves
-      const std::int64_t probe = std::min(low + step, high) - 1;
-      if (order_of(widen(first_values[probe])) > number) {
-        high = probe;
-        break;
-      }
-      low = probe + 1;
-    }
-    while (low < high) {
-      const std::int64_t middle = low + (high - low) / 2;
-      if (order_of(widen(first_values[middle])) > number) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    std::memcpy(values + i + j, first_values + i, (low - i) * sizeof(Element));
-    std::memcpy(rows + i + j, first_rows + i, (low - i) * sizeof(std::int32_t));
-    i = low;
-    values[i + j] = second_values[j], rows[i + j] = second_rows[j] + second_start;
+void insert_entries(const Element* new_values, const std::int32_t* new_rows, std::int64_t count, Element* values, std::int32_t* rows,
+                    std::int64_t length) {
+  std::int64_t end = length;  // old entries that have not been moved
+  for (std::int64_t j = count - 1; j >= 0; --j) {
+    const std::uint32_t order = order_of(widen(new_values[j]));
+    const std::int64_t start = count_up_to(values, end, order);
+    // New entries are few: the old ones between two of them are moved in one go.
+    std::memmove(values + start + j + 1, values + start, (end - start) * sizeof(Element));
+    std::memmove(rows + start + j + 1, rows + start, (end - start) * sizeof(std::int32_t));
+    values[start + j] = new_values[j], rows[start + j] = static_cast<std::int32_t>(new_rows[j] + length);
+    end = start;
   }
-  std::memcpy(values + i + j, first_values + i, (first - i) * sizeof(Element));
-  std::memcpy(rows + i + j, first_rows + i, (first - i) * sizeof(std::int32_t));
 }
 
 template void sort_columns(const float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, float*, std::int32_t*,
                            std::vector<std::uint64_t>&);
 template void sort_columns(const BFloat16*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, BFloat16*, std::int32_t*,
                            std::vector<std::uint64_t>&);
-template void merge_column(const float*, const std::int32_t*, std::int64_t, const float*, const std::int32_t*, std::int64_t, std::int32_t,
-                           float*, std::int32_t*);
-template void merge_column(const BFloat16*, const std::int32_t*, std::int64_t, const BFloat16*, const std::int32_t*, std::int64_t,
-                           std::int32_t, BFloat16*, std::int32_t*);
+template void insert_entries(const float*, const std::int32_t*, std::int64_t, float*, std::int32_t*, std::int64_t);
+template void insert_entries(const BFloat16*, const std::int32_t*, std::int64_t, BFloat16*, std::int32_t*, std::int64_t);
 
 }  // namespace a3

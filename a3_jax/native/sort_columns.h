@@ -1,4 +1,4 @@
-// Keys sorted by column: all at once, or new ones merged in. Knows nothing of XLA.
+// Keys sorted by column: all at once, or new ones put in. Knows nothing of XLA.
 #ifndef A3_JAX_NATIVE_SORT_COLUMNS_H_
 #define A3_JAX_NATIVE_SORT_COLUMNS_H_
 
@@ -18,19 +18,18 @@ template <class Element>
 void sort_columns(const Element* key, std::int64_t n, std::int64_t d, std::int64_t first, std::int64_t count, Element* values,
                   std::int32_t* rows, std::vector<std::uint64_t>& scratch);
 
-// Two sorted columns as one. Of equal values those of the first stand first: its rows are lower.
+// Puts `count` sorted entries into a sorted column of `length`, in place. Of equal values the old ones stand first, and the new rows are
+// counted from `length`: theirs are higher.
 template <class Element>
-void merge_column(const Element* first_values, const std::int32_t* first_rows, std::int64_t first, const Element* second_values,
-                  const std::int32_t* second_rows, std::int64_t second, std::int32_t second_start, Element* values, std::int32_t* rows);
+void insert_entries(const Element* new_values, const std::int32_t* new_rows, std::int64_t count, Element* values, std::int32_t* rows,
+                    std::int64_t length);
 
 extern template void sort_columns(const float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, float*, std::int32_t*,
                                   std::vector<std::uint64_t>&);
 extern template void sort_columns(const BFloat16*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, BFloat16*, std::int32_t*,
                                   std::vector<std::uint64_t>&);
-extern template void merge_column(const float*, const std::int32_t*, std::int64_t, const float*, const std::int32_t*, std::int64_t,
-                                  std::int32_t, float*, std::int32_t*);
-extern template void merge_column(const BFloat16*, const std::int32_t*, std::int64_t, const BFloat16*, const std::int32_t*, std::int64_t,
-                                  std::int32_t, BFloat16*, std::int32_t*);
+extern template void insert_entries(const float*, const std::int32_t*, std::int64_t, float*, std::int32_t*, std::int64_t);
+extern template void insert_entries(const BFloat16*, const std::int32_t*, std::int64_t, BFloat16*, std::int32_t*, std::int64_t);
 
 }  // namespace a3
 

@@ -1,8 +1,8 @@
-"""Keys sorted by column in C++: all of them, or new ones merged in."""
+"""Keys sorted by column in C++: all of them, or new ones put in."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from a3_jax.native.library import call_native
 from a3_jax.sorted_keys import SortedKeys
@@ -28,29 +28,34 @@ def native_sort_keys(key: Float[Array, "n d"]) -> SortedKeys:
     return SortedKeys(*call_native("a3_sort", results, jax.lax.stop_gradient(key)))
 
 
-def native_merge_keys(first: SortedKeys, second: SortedKeys) -> SortedKeys:
-    """The sorted keys of all rows: those of `first`, then those of `second`, whose numbers are counted on.
+def native_append_keys(sorted_keys: SortedKeys, key: Float[Array, "w d"], length: int | Int32[Array, ""]) -> SortedKeys:
+    """Sorted keys with w rows more, in place: rows `length` to `length + w - 1`, whose numbers are their places in the cache.
 
-    The same as `sort_keys` of both, ties included. Made for a second that is short beside the first, such as the rows of a window that have
-    become too many: what lies between two of its values is copied in one go.
+    The first `length + w` entries of every column are those of `sort_keys` of so many rows, ties included; what follows means nothing.
+    For a cache that grows: rows are collected and attended to exactly (`native_exact_attention`), and put in w at a time. `GrowingKeys`
+    moves fewer entries, log2(n) instead of n / w for each, and has more than one run to search.
 
     Args:
-      first, second: `[d, n]` and `[d, w]`, float32 or bfloat16, both the same. Batches are `jax.vmap`.
+      sorted_keys: `[d, capacity]`, of which the first `length` entries of every column count, such as those of `native_sort_keys` padded
+        at the end. Donate it (`jax.jit(native_append_keys, donate_argnums=0)`), or it is copied first.
+      key: the new rows, of the same type. Batches are `jax.vmap` over all but the length.
+      length: rows so far; may be traced.
 
     Raises:
-      ValueError: for another type, or columns that are not as many.
+      ValueError: for another type, another number of columns, or more rows than the capacity.
+      ValueError or jax.errors.JaxRuntimeError: when it runs, if there is no room for them.
       RuntimeError: if the native library is not there (`why_native_unavailable`).
 
-    O(d (n + w log n)): every entry is copied.
+    O(d (capacity + w log capacity)): most entries are moved, once.
     """
-    check_key_type("first.values", first.values)
-    if first.values.dtype != second.values.dtype or first.rows.shape[0] != second.rows.shape[0]:
-        pairs = [(str(keys.values.dtype), list(keys.values.shape)) for keys in (first, second)]
-        raise ValueError(f"first and second: wanted as many columns of one type, got {pairs[0]} and {pairs[1]}")
-    d, n = first.rows.shape
-    shape = (d, n + second.rows.shape[1])
-    results = (jax.ShapeDtypeStruct(shape, first.values.dtype), jax.ShapeDtypeStruct(shape, jnp.int32))
-    return SortedKeys(*call_native("a3_merge", results, *first, *second))
+    check_key_type("sorted_keys.values", sorted_keys.values)
+    (d, capacity), (w, columns) = sorted_keys.rows.shape, key.shape
+    if key.dtype != sorted_keys.values.dtype or columns != d or w > capacity:
+        wanted = f"{sorted_keys.values.dtype} [at most {capacity}, {d}]"
+        raise ValueError(f"key: wanted {wanted}, as sorted_keys say, got {key.dtype} {list(key.shape)}")
+    results = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in sorted_keys)
+    operands = (*sorted_keys, jax.lax.stop_gradient(key), jnp.asarray(length, jnp.int32))
+    return SortedKeys(*call_native("a3_append", results, *operands, in_place={0: 0, 1: 1}))
 
 
 def check_key_type(name: str, key: Array) -> None:
