@@ -1,18 +1,18 @@
 """A3 in C++ beside exact attention in C++, one query at a time over a long context: where it begins to win.
 
-    python -m benchmarks.a3_native [--rows 8192 32768 131072] [--dims 64 128] [--threads 1 2] [--repeats 7] [--json]
+    python -m benchmarks.a3_native [--rows 8192 32768 131072] [--dims 64 128] [--threads 1 2] [--repeats 5] [--json]
 
-A call is one decode step of so many heads that their keys and values are 256 MiB in float32, far beyond any cache; the queries of every call are
-new. Per query:
+A call is one decode step of so many heads that their keys and values are 256 MiB in float32, far beyond any cache; the queries of every
+call are new. Per query:
     exact     `native_exact_attention`: keys and values read once; queries of a group read them together
     n/8 ..    `native_attention`, M = n/8 .., T = 5 %: search, candidates' dot products, softmax over the kept rows
-The keys are normal ("normal"), or like those of trained models ("skewed"): a spectrum that falls as 1 / i, channels with large means, queries near
-one of the keys. C and K are means of what was selected, mass the softmax weight of the kept rows, from the two sums of exponentials. The bound
-is the time in which exact attention's bytes are read at what memory gives the same threads.
+The keys are normal ("normal"), or somewhat like those of trained models ("skewed"): a spectrum that falls as 1 / i, channels with large
+means, queries near one of the keys. C and K are means of what was selected, mass the softmax weight of the kept rows, from the two sums of
+exponentials. The bound is the time in which exact attention's bytes are read at what memory gives the same threads.
 
-    sort      `native_sort_keys` of one head; XLA's `sort_keys` beside it
-    merge     `native_merge_keys`: a window of 512 new rows into the sorted ones, once in 512 steps, which read half a window exactly on average
-    pays      steps from the sort of the whole context until the time saved is more than it took, merges and windows counted
+    sort      `native_sort_keys` of one head; XLA's `sort_keys` beside it up to 32,768 rows
+    append    `native_append_keys`: 512 new rows into the sorted ones, once in 512 steps, which read half of such a window exactly
+    pays      steps from the sort of the whole context until more time was saved than it took, appending and windows counted
 
 Writes results/a3_native.json.
 """
@@ -30,18 +30,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from a3_jax import merge_work, sort_keys
-from a3_jax.native.attention import native_attention, native_exact_attention
-from a3_jax.native.library import why_native_unavailable
-from a3_jax.native.sorting import native_merge_keys, native_sort_keys
+from a3_jax import (
+    merge_work,
+    native_append_keys,
+    native_attention,
+    native_exact_attention,
+    native_sort_keys,
+    sort_keys,
+    why_native_unavailable,
+)
 from benchmarks.bandwidth import Bandwidth
 from benchmarks.timing import alternate, medians, record
 
 BYTES = 256 << 20  # of keys and values in float32
-SHARES = (4, 8, 16, 32, 64)  # M = n / share
+SHARES = (8, 16, 32, 64)  # M = n / share
 THRESHOLD_PERCENT = 5.0
 WINDOW = 512
 RUN_LENGTH = 128
+MOST_XLA_ROWS = 32768  # of which a sort takes seconds
 KINDS = ("normal", "skewed")
 VARIANTS = (("float32", 1), ("float32", 4), ("bfloat16", 1))  # type of keys and values; queries of a group
 QUERY_SETS = 8
@@ -52,7 +58,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[8192, 32768, 131072])
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print the results as JSON and no table")
     parser.add_argument("--in-process", action="store_true", help="measure with the threads that there are; no record")
     arguments = parser.parse_args()
@@ -150,7 +156,8 @@ def compare(
         )
     turns = itertools.cycle(queries)
     timed = {
-        name: lambda call=call: jax.block_until_ready(call(next(turns), key, value, keys)) for name, call in calls.items()
+        name: lambda call=call: jax.block_until_ready(call(next(turns), key, value, keys))
+        for name, call in calls.items()
     }
     seconds = {name: time / (heads * group) for name, time in medians(alternate(timed, repeats=repeats)).items()}
     exact_s = seconds.pop("exact")
@@ -180,37 +187,44 @@ def per_query(attend: Callable[..., Any]) -> Callable[..., Any]:
     return jax.vmap(jax.vmap(attend, (0, None, None, None)))
 
 
-def measure_sort(key: jax.Array, value: jax.Array, repeats: int) -> dict[str, float]:
-    """Of one head. A merge and a window's attention are those of one step, on average."""
-    old, new = key[:-WINDOW], key[-WINDOW:]
-    sort, merge, window = jax.jit(native_sort_keys), jax.jit(native_merge_keys), jax.jit(native_exact_attention)
-    old_keys, new_keys, query = sort(old), sort(new), key[0].astype(jnp.float32)
-    half = WINDOW // 2
+def measure_sort(key: jax.Array, value: jax.Array, repeats: int) -> dict[str, Any]:
+    """Of one head. Appending happens once in a window's steps; the window's attention is that of half a window, called alone."""
+    new, half_key, half_value = jax.block_until_ready((key[-WINDOW:], key[: WINDOW // 2], value[: WINDOW // 2]))
+    sort, window = jax.jit(native_sort_keys), jax.jit(native_exact_attention)
+    append = jax.jit(native_append_keys, donate_argnums=0)
+    length, query = jnp.int32(len(key) - WINDOW), key[0].astype(jnp.float32)
+    growing = [sort(key)]
+
+    def append_again() -> object:
+        """Always at the same place: what stands behind it means nothing."""
+        growing.append(append(growing.pop(), new, length))
+        return growing
+
     calls = {
         "sort": lambda: sort(key),
-        "sort of a window": lambda: sort(new),
-        "merge": lambda: merge(old_keys, new_keys),
-        "window": lambda: window(query, new[:half], value[:half]),
+        "append": append_again,
+        "window": lambda: window(query, half_key, half_value),
     }
     turns = {name: lambda call=call: jax.block_until_ready(call()) for name, call in calls.items()}
     times = medians(alternate(turns, repeats=repeats))
-    xla = jax.jit(sort_keys)
-    xla_s = medians(alternate({"xla": lambda: jax.block_until_ready(xla(key))}, repeats=1))["xla"]
-    rows = len(key)
+    rows, xla = len(key), jax.jit(sort_keys)
+    xla_s = None
+    if rows <= MOST_XLA_ROWS:
+        xla_s = medians(alternate({"xla": lambda: jax.block_until_ready(xla(key))}, repeats=1))["xla"]
     return {
         "sort_s": times["sort"],
         "xla_sort_s": xla_s,
-        "merge_s": times["merge"] + times["sort of a window"],
-        "merge_s_per_step": (times["merge"] + times["sort of a window"]) / WINDOW,
+        "append_s": times["append"],
+        "append_s_per_step": times["append"] / WINDOW,
         "window_s_per_step": times["window"],
-        # Were it sorted runs: so many entries are written a row, each at what the merge takes for one.
-        "runs_s_per_step": times["merge"] / rows * merge_work(rows, run_length=RUN_LENGTH) / rows,
+        # Were it sorted runs: so many entries are written a row, each at what it takes here.
+        "runs_s_per_step": times["append"] / rows * merge_work(rows, run_length=RUN_LENGTH) / rows,
     }
 
 
-def pays_after(exact_s: float, approximate_s: float, sorting: dict[str, float]) -> dict[str, float | None]:
+def pays_after(exact_s: float, approximate_s: float, sorting: dict[str, Any]) -> dict[str, float | None]:
     """Steps of one query a head after which sorting the context has paid; None if never."""
-    growing_s = approximate_s + sorting["merge_s_per_step"] + sorting["window_s_per_step"]
+    growing_s = approximate_s + sorting["append_s_per_step"] + sorting["window_s_per_step"]
     saved_s = exact_s - growing_s
     return {
         "growing_s": growing_s,
@@ -234,15 +248,18 @@ def print_variant(variant: str, found: dict[str, Any]) -> None:
         f" bound/time {found['exact_bound_over_time']:.2f}"
     )
     if "sort_s" in found:
+        xla = "" if found["xla_sort_s"] is None else f" (XLA {1e3 * found['xla_sort_s']:.0f})"
         print(
-            f"      sort {1e3 * found['sort_s']:.1f} ms (XLA {1e3 * found['xla_sort_s']:.0f}), a step's share of merges"
-            f" {1e6 * found['merge_s_per_step']:.1f} us (of runs {1e6 * found['runs_s_per_step']:.1f}), window"
+            f"      sort {1e3 * found['sort_s']:.1f} ms{xla}, a step's share of appending"
+            f" {1e6 * found['append_s_per_step']:.1f} us (of runs {1e6 * found['runs_s_per_step']:.1f}), window"
             f" {1e6 * found['window_s_per_step']:.1f} us"
         )
     for share in SHARES:
         one = found[f"n/{share}"]
         steps = one.get("pays_after_steps")
-        pays = "" if "growing_s" not in one else f", pays after {steps:.0f} steps" if steps is not None else ", never pays"
+        pays = (
+            "" if "growing_s" not in one else f", pays after {steps:.0f} steps" if steps is not None else ", never pays"
+        )
         print(
             f"      M = n/{share:<3} {1e6 * one['s']:8.0f} us {one['over_exact']:6.2f} x exact, C/n {one['C_over_n']:.3f},"
             f" K/n {one['K_over_n']:.3f}, mass {one['mass']:.3f}{pays}"

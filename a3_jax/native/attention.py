@@ -43,9 +43,9 @@ def native_attention(
 ) -> tuple[Float[Array, " dv"], NativeInfo]:
     """`approx_attention` on a CPU, reading no more than it must: ends of sorted columns, keys of candidates, values of kept rows.
 
-    The candidates are those of `select_candidates`, bit for bit, with the row of the largest product where there are none. Their scores are
-    float32 and may differ in the last bits from `approx_attention`'s, and so may a row be kept here and not there whose score is that close
-    to the limit. Neither differentiable nor batched by itself; under `jax.vmap` keys that are not mapped are read in place, and the batch is
+    The candidates are those of `select_candidates`, bit for bit, with the row of the largest product where there are none. Their scores
+    are float32 and may differ in the last bits from `approx_attention`'s, and so may a row be kept here and not there whose score is that
+    close to the limit. Neither differentiable nor batched by itself; under `jax.vmap` keys that are not mapped are read in place, and the batch is
     shared out over XLA's threads. One query is one thread's.
 
     Args:
@@ -55,8 +55,7 @@ def native_attention(
       num_iterations, skip_heuristic, max_iterations: as for `greedy_scores`; a float counts `length` rows.
       threshold_percent: as for `approx_attention`.
       scale: multiplies the query, before the search too.
-      length: only the first so many rows take part, whose entries stand first in the sorted columns, and whose rows are below it; clamped to
-        [0, n]. None is n. Rows since the last sort belong into `native_exact_attention`, and `merge_attention` adds the two up.
+      length: only the first so many rows take part, whose entries stand first in the sorted columns; clamped to [0, n]. None is n. Rows since the last sort belong into `native_exact_attention`, and `merge_attention` adds the two up.
       isa: the instruction set to use, or None for the best that this processor has.
 
     Returns:

@@ -24,8 +24,6 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef std::uint32_t Words __attribute__((vector_size(4 * kLanes)));
-typedef std::uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 
 inline Floats load(const float* source) {
   Floats vector;
@@ -34,12 +32,12 @@ inline Floats load(const float* source) {
 }
 
 inline Floats load(const BFloat16* source) {
-  Halves halves;
-  std::memcpy(&halves, source, sizeof halves);
-  const Words words = __builtin_convertvector(halves, Words) << 16;
-  Floats vector;
-  std::memcpy(&vector, &words, sizeof vector);
-  return vector;
+#if defined(__AVX2__)
+  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+#else
+  return Floats{widen(source[0]), widen(source[1]), widen(source[2]), widen(source[3])};
+#endif
 }
 
 inline void store(float* target, Floats vector) { std::memcpy(target, &vector, sizeof vector); }

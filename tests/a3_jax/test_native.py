@@ -1,5 +1,6 @@
 """The native functions: they were built, they select what the JAX forms select, bad buffers cannot crash them."""
 
+import functools
 import itertools
 import shutil
 from pathlib import Path
@@ -75,7 +76,7 @@ def example(kind: str, shape: tuple[int, ...], dtype: str, seed: int = 0) -> jax
 
 
 @needs_native
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (37, 5), (5000, 3), (300, 64)])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (5000, 3), (300, 33)])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sorted_keys_are_those_of_sort_keys(n: int, d: int, kind: str, dtype: str) -> None:
@@ -97,34 +98,57 @@ def test_zeros_of_all_kinds_are_one_number_when_sorted() -> None:
     ]
 
 
+@functools.partial(jax.jit, static_argnames="skip")
+def threshold_form(queries: jax.Array, keys: SortedKeys, mask: jax.Array, count: jax.Array, *, skip: bool) -> jax.Array:
+    def one(query: jax.Array) -> jax.Array:
+        return select_candidates(
+            query,
+            keys,
+            mask=mask,
+            num_iterations=count,
+            max_iterations=keys.rows.size,
+            skip_heuristic=skip,
+            implementation="threshold",
+        )
+
+    return jax.vmap(one)(queries)
+
+
+@functools.partial(jax.jit, static_argnames=("skip", "isa"))
+def native_form(
+    queries: jax.Array, keys: SortedKeys, length: jax.Array, count: jax.Array, *, skip: bool, isa: str
+) -> jax.Array:
+    def one(query: jax.Array) -> jax.Array:
+        return native_candidates(
+            query,
+            keys,
+            length=length,
+            num_iterations=count,
+            max_iterations=keys.rows.size,
+            skip_heuristic=skip,
+            isa=isa,  # pyright: ignore[reportArgumentType]
+        )
+
+    return jax.vmap(one)(queries)
+
+
 @needs_native
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "d"), [(7, 3), (130, 64), (3000, 16)])
-def test_candidates_are_those_of_the_threshold_form(n: int, d: int, dtype: str, kind: str, isa: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d"), [(7, 3), (900, 8)])
+def test_candidates_are_those_of_the_threshold_form(n: int, d: int, kind: str, dtype: str) -> None:
     keys = sort_keys(example(kind, (n, d), dtype))
-    queries = example(kind, (12, d), "float32", seed=1)
-    limit = n * d
-
-    @jax.jit
-    def both(count: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def one(query: jax.Array) -> tuple[jax.Array, jax.Array]:
-            settings = {"num_iterations": count, "max_iterations": limit, "skip_heuristic": skip}
-            mask = jnp.arange(n) < length
-            # Sorted entries of rows that are not there stand last, as `merge_runs` leaves them.
-            there = jnp.argsort(~mask[keys.rows], axis=1, stable=True)
-            filled = SortedKeys(*(jnp.take_along_axis(array, there, axis=1) for array in keys))
-            found = native_candidates(query, filled, length=length, isa=isa, **settings)
-            return found, select_candidates(query, keys, mask=mask, implementation="threshold", **settings)
-
-        return jax.vmap(one)(queries)
-
-    for skip in (True, False):
-        both.clear_cache()
-        for count, length in itertools.product((1, 2, n // 8 + 1, n // 2 + 1, n, 3 * n, limit), (n, n // 2 + 1)):
-            found, wanted = (np.asarray(rows) for rows in both(jnp.int32(count), jnp.int32(length)))
-            some = wanted.any(axis=1)
+    queries = example(kind, (8, d), "float32", seed=1)
+    for length, skip, count in itertools.product(
+        (n, n // 2 + 1), (True, False), (1, n // 8 + 1, n // 2 + 1, 3 * n, n * d)
+    ):
+        # Entries of rows that are not there stand last, as `merge_runs` leaves them.
+        there = np.argsort(np.asarray(keys.rows) >= length, axis=1, stable=True)
+        filled = SortedKeys(*(jnp.take_along_axis(array, jnp.asarray(there), axis=1) for array in keys))
+        wanted = np.asarray(threshold_form(queries, keys, jnp.arange(n) < length, jnp.int32(count), skip=skip))
+        some = wanted.any(axis=1)
+        for isa in ISAS:
+            found = np.asarray(native_form(queries, filled, jnp.int32(length), jnp.int32(count), skip=skip, isa=isa))
             np.testing.assert_array_equal(found[some], wanted[some])
             assert (found[~some].sum(axis=1) == 1).all()
 
@@ -132,7 +156,7 @@ def test_candidates_are_those_of_the_threshold_form(n: int, d: int, dtype: str, 
 @needs_native
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("d", "dv"), [(64, 128), (33, 5)])
+@pytest.mark.parametrize(("d", "dv"), [(33, 136)])
 def test_attention_is_approx_attention(d: int, dv: int, dtype: str, isa: str) -> None:
     heads, group, n = 2, 3, 400
     key, value = example("normal", (heads, n, d), dtype), example("normal", (heads, n, dv), dtype, seed=1)
@@ -168,7 +192,7 @@ def in_double(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[np.nd
 @needs_native
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "d", "dv"), [(1, 1, 1), (3, 7, 9), (130, 64, 64), (1027, 72, 136)])
+@pytest.mark.parametrize(("n", "d", "dv"), [(1, 1, 1), (3, 7, 9), (1027, 72, 136)])
 def test_exact_attention_is_that_of_doubles(n: int, d: int, dv: int, dtype: str, isa: str) -> None:
     key, value = example("normal", (n, d), dtype), example("normal", (n, dv), dtype, seed=1)
     queries = 3 * example("normal", (18, d), "float32", seed=2)
@@ -209,7 +233,9 @@ def test_appended_keys_are_sorted_keys(kind: str, dtype: str) -> None:
         for head in range(heads):
             rows = key[head, : length + step]
             for found, wanted in zip(keys, sort_keys(rows), strict=True):
-                np.testing.assert_array_equal(np.asarray(found[head, :, : length + step], np.float32), np.asarray(wanted, np.float32))
+                np.testing.assert_array_equal(
+                    np.asarray(found[head, :, : length + step], np.float32), np.asarray(wanted, np.float32)
+                )
     merged = merge_runs(grow_keys(key[0], capacity=capacity, run_length=step))
     np.testing.assert_array_equal(keys.rows[0], merged.rows)
 
@@ -232,7 +258,9 @@ def test_columns_out_of_order_cannot_crash(isa: str) -> None:
     rows = jnp.asarray(rng.integers(0, 300, values.shape), jnp.int32)
     keys = SortedKeys(jnp.asarray(values), rows)
     for count in (1, 100, 4800):
-        found = native_candidates(jnp.asarray(rng.standard_normal(16), jnp.float32), keys, num_iterations=count, isa=isa)
+        found = native_candidates(
+            jnp.asarray(rng.standard_normal(16), jnp.float32), keys, num_iterations=count, isa=isa
+        )
         assert 1 <= int(found.sum()) <= 300
 
 
