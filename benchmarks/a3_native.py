@@ -2,8 +2,8 @@
 
     python -m benchmarks.a3_native [--rows 8192 32768 131072] [--dims 64 128] [--threads 1 2] [--repeats 5] [--json]
 
-A call is one decode step of so many heads that their keys and values are 256 MiB in float32, far beyond any cache; the queries of every
-call are new. Per query:
+A call is one decode step of so many heads that their keys and values are at least 128 MiB in float32, beyond any cache; the queries of
+every call are new. Per query:
     exact     `native_exact_attention`: keys and values read once; queries of a group read them together
     n/8 ..    `native_attention`, M = n/8 .., T = 5 %: search, candidates' dot products, softmax over the kept rows
 The keys are normal ("normal"), or somewhat like those of trained models ("skewed"): a spectrum that falls as 1 / i, channels with large
@@ -42,7 +42,7 @@ from a3_jax import (
 from benchmarks.bandwidth import Bandwidth
 from benchmarks.timing import alternate, medians, record
 
-BYTES = 256 << 20  # of keys and values in float32
+BYTES = 128 << 20  # of keys and values in float32
 SHARES = (8, 16, 32, 64)  # M = n / share
 THRESHOLD_PERCENT = 5.0
 WINDOW = 512

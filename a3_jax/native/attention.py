@@ -45,8 +45,8 @@ def native_attention(
 
     The candidates are those of `select_candidates`, bit for bit, with the row of the largest product where there are none. Their scores
     are float32 and may differ in the last bits from `approx_attention`'s, and so may a row be kept here and not there whose score is that
-    close to the limit. Neither differentiable nor batched by itself; under `jax.vmap` keys that are not mapped are read in place, and the batch is
-    shared out over XLA's threads. One query is one thread's.
+    close to the limit. Not differentiable. Batches are `jax.vmap`: keys that are not mapped are read in place, and the batch is shared out
+    over XLA's threads; one query is one thread's.
 
     Args:
       query: any floats; computed in float32.
@@ -55,7 +55,8 @@ def native_attention(
       num_iterations, skip_heuristic, max_iterations: as for `greedy_scores`; a float counts `length` rows.
       threshold_percent: as for `approx_attention`.
       scale: multiplies the query, before the search too.
-      length: only the first so many rows take part, whose entries stand first in the sorted columns; clamped to [0, n]. None is n. Rows since the last sort belong into `native_exact_attention`, and `merge_attention` adds the two up.
+      length: only the first so many rows take part, whose entries stand first in the sorted columns; clamped to [0, n]. None is n.
+        Rows since the last sort belong into `native_exact_attention`, and `merge_attention` adds the two up.
       isa: the instruction set to use, or None for the best that this processor has.
 
     Returns:

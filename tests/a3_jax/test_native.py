@@ -26,6 +26,7 @@ from a3_jax import (
     why_native_unavailable,
 )
 from a3_jax.native import library
+from a3_jax.native.attention import Isa
 from a3_jax.sorted_keys import SortedKeys
 
 # What JAX makes of an invalid argument, depending on whether the call runs in the calling thread.
@@ -42,7 +43,7 @@ def has_avx2() -> bool:
     return cpuinfo.exists() and set(cpuinfo.read_text().split()) >= {"avx2", "fma"}
 
 
-ISAS = ("portable", *(["avx2"] if has_avx2() else []))
+ISAS: tuple[Isa, ...] = ("portable", "avx2") if has_avx2() else ("portable",)
 
 
 def test_a_compiler_means_native_functions() -> None:
@@ -116,7 +117,7 @@ def threshold_form(queries: jax.Array, keys: SortedKeys, mask: jax.Array, count:
 
 @functools.partial(jax.jit, static_argnames=("skip", "isa"))
 def native_form(
-    queries: jax.Array, keys: SortedKeys, length: jax.Array, count: jax.Array, *, skip: bool, isa: str
+    queries: jax.Array, keys: SortedKeys, length: jax.Array, count: jax.Array, *, skip: bool, isa: Isa
 ) -> jax.Array:
     def one(query: jax.Array) -> jax.Array:
         return native_candidates(
@@ -126,7 +127,7 @@ def native_form(
             num_iterations=count,
             max_iterations=keys.rows.size,
             skip_heuristic=skip,
-            isa=isa,  # pyright: ignore[reportArgumentType]
+            isa=isa,
         )
 
     return jax.vmap(one)(queries)
@@ -157,7 +158,7 @@ def test_candidates_are_those_of_the_threshold_form(n: int, d: int, kind: str, d
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("d", "dv"), [(33, 136)])
-def test_attention_is_approx_attention(d: int, dv: int, dtype: str, isa: str) -> None:
+def test_attention_is_approx_attention(d: int, dv: int, dtype: str, isa: Isa) -> None:
     heads, group, n = 2, 3, 400
     key, value = example("normal", (heads, n, d), dtype), example("normal", (heads, n, dv), dtype, seed=1)
     query = example("normal", (heads, group, d), "float32", seed=2)
@@ -193,7 +194,7 @@ def in_double(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[np.nd
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "d", "dv"), [(1, 1, 1), (3, 7, 9), (1027, 72, 136)])
-def test_exact_attention_is_that_of_doubles(n: int, d: int, dv: int, dtype: str, isa: str) -> None:
+def test_exact_attention_is_that_of_doubles(n: int, d: int, dv: int, dtype: str, isa: Isa) -> None:
     key, value = example("normal", (n, d), dtype), example("normal", (n, dv), dtype, seed=1)
     queries = 3 * example("normal", (18, d), "float32", seed=2)
     outputs, lses = jax.vmap(lambda query: native_exact_attention(query, key, value, scale=0.25, isa=isa))(queries)
@@ -250,7 +251,7 @@ def test_no_rows_give_zeros() -> None:
 
 @needs_native
 @pytest.mark.parametrize("isa", ISAS)
-def test_columns_out_of_order_cannot_crash(isa: str) -> None:
+def test_columns_out_of_order_cannot_crash(isa: Isa) -> None:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((16, 300)).astype(np.float32)
     values[rng.random(values.shape) < 0.2] = np.nan
