@@ -127,7 +127,7 @@ inline void add_row(float weight, const Element* row, std::int64_t columns, floa
 // ---- chosen rows -------------------------------------------------------------------------------------------------------------------
 
 // Rows that lie anywhere come from memory one by one: so many are on their way at a time, in whole cache lines.
-constexpr std::int64_t kRowsAhead = 12;
+constexpr std::int64_t kRowsAhead = 24;
 
 template <class Element>
 void score(const float* query, const Element* key, std::int64_t d, const std::int32_t* rows, std::int64_t count, float* scores) {
