@@ -51,7 +51,7 @@ format: $(VENV)/lint.installed  ## rewrite the files as `lint` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quantize bench-matmul bench-head bench-decode bench-quality bench-sample bench-gather bench-ingest bench-plan bench-attention  ## every benchmark; results in benchmarks/results
+bench: bench-quantize bench-matmul bench-head bench-decode bench-quality bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native  ## every benchmark; results in benchmarks/results
 
 bench-quantize: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.anyprec_quantize
