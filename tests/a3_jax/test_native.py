@@ -98,6 +98,40 @@ def test_zeros_of_all_kinds_are_one_number_when_sorted() -> None:
     )
 
 
+@functools.partial(jax.jit, static_argnames="skip")
+def threshold_form(queries: jax.Array, keys: SortedKeys, mask: jax.Array, count: jax.Array, *, skip: bool) -> jax.Array:
+    def one(query: jax.Array) -> jax.Array:
+        return select_candidates(
+            query,
+            keys,
+            mask=mask,
+            num_iterations=count,
+            max_iterations=keys.rows.size,
+            skip_heuristic=skip,
+            implementation="threshold",
+        )
+
+    return jax.vmap(one)(queries)
+
+
+@functools.partial(jax.jit, static_argnames=("skip", "isa"))
+def native_form(
+    queries: jax.Array, keys: SortedKeys, length: jax.Array, count: jax.Array, *, skip: bool, isa: Isa
+) -> jax.Array:
+    def one(query: jax.Array) -> jax.Array:
+        return native_candidates(
+            query,
+            keys,
+            length=length,
+            num_iterations=count,
+            max_iterations=keys.rows.size,
+            skip_heuristic=skip,
+            isa=isa,
+        )
+
+    return jax.vmap(one)(queries)
+
+
 @needs_native
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
