@@ -36,9 +36,7 @@ PIECE = 256  # tokens that are read at once
 
 def prefill(model: Model, tokens: np.ndarray, *, precision: int | None) -> KVCache:
     """The cache of a text [n] that is read exactly."""
-    read = jax.jit(
-        functools.partial(hidden_states, config=model.config, precision=precision), donate_argnames="cache"
-    )
+    read = jax.jit(functools.partial(hidden_states, config=model.config, precision=precision), donate_argnames="cache")
     cache = init_cache(model.config, batch=1, length=len(tokens))
     for start in range(0, len(tokens), PIECE):
         piece = tokens[start : start + PIECE]
@@ -54,7 +52,7 @@ def model_steps(model: Model, tokens: np.ndarray, *, num_steps: int, precision: 
 
     def steps(attend: Attend) -> np.ndarray:
         def attention(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            inputs = StepInputs(*(np.ascontiguousarray(np.moveaxis(x, 1, 0)) for x in (query, key, value)))
+            inputs = StepInputs(*(np.moveaxis(np.asarray(x), 1, 0) for x in (query, key, value)))
             return jnp.moveaxis(jnp.asarray(attend(inputs)), 0, 1)
 
         logits = continue_layerwise(
@@ -83,14 +81,10 @@ def read_contexts(model: Model, files: Sequence[Path], *, length: int, count: in
     return [piece for _, _, piece in sorted(pieces, key=lambda entry: entry[:2])[:count]]
 
 
-def texts_of(
-    model: Model, contexts: Sequence[np.ndarray], *, num_steps: int, precision: int | None
-) -> Iterator[Text]:
+def texts_of(model: Model, contexts: Sequence[np.ndarray], *, num_steps: int, precision: int | None) -> Iterator[Text]:
     """One text after the other, read when it is asked for."""
     for context in contexts:
-        yield Text(
-            model_steps(model, context[:-1], num_steps=num_steps, precision=precision), context[-num_steps:]
-        )
+        yield Text(model_steps(model, context[:-1], num_steps=num_steps, precision=precision), context[-num_steps:])
 
 
 def save_arrays(folder: Path, text: Text, number: int) -> None:
@@ -110,9 +104,7 @@ def run(options: argparse.Namespace) -> dict:
     contexts = read_contexts(model, options.text, length=options.length, count=options.contexts)
 
     def texts() -> Iterator[Text]:
-        for number, text in enumerate(
-            texts_of(model, contexts, num_steps=options.steps, precision=options.precision)
-        ):
+        for number, text in enumerate(texts_of(model, contexts, num_steps=options.steps, precision=options.precision)):
             print(f"context {number + 1} of {len(contexts)} ...", file=sys.stderr)
             if options.save_arrays is not None:
                 save_arrays(options.save_arrays, text, number)

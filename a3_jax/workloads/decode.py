@@ -169,7 +169,10 @@ def _log_softmax(logits: Float[np.ndarray, "steps vocab"]) -> Float[np.ndarray, 
 
 
 def _run(
-    setting: StepSetting, layers: Sequence[StepResult], nll: Float[np.ndarray, " steps"], kl: Float[np.ndarray, " steps"]
+    setting: StepSetting,
+    layers: Sequence[StepResult],
+    nll: Float[np.ndarray, " steps"],
+    kl: Float[np.ndarray, " steps"],
 ) -> StepRun:
     """Of one text."""
     if not layers:
@@ -180,7 +183,7 @@ def _run(
 
     counts = QueryCounts(flat("n"), flat("M"), flat("C"), flat("K"), keys=sum(layer.keys for layer in layers))
     layer = np.repeat(np.arange(len(layers), dtype=np.int32), [layer.n.size for layer in layers])
-    return StepRun(setting, counts, layer, *(flat(name) for name in QUALITIES), nll, kl)
+    return StepRun(setting, counts, layer, nll=nll, kl=kl, **{name: flat(name) for name in QUALITIES})
 
 
 def _decoded(runs: Sequence[Sequence[StepRun]], peaked: Sequence[Concentration]) -> Decoded:

@@ -2,9 +2,10 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -23,10 +24,11 @@ def write_steps(file: Path, layers: Sequence[StepInputs]) -> None:
         raise ValueError("layers: wanted at least one")
     for layer in layers:
         check_steps(layer)
+    arrays = {name: np.stack(stack) for name, stack in zip(NAMES, zip(*layers, strict=True), strict=True)}
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
-            np.savez(stream, **{name: np.stack(arrays) for name, arrays in zip(NAMES, zip(*layers, strict=True), strict=True)})
+            np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -45,7 +47,7 @@ def read_steps(file: Path) -> list[StepInputs]:
             if missing := [name for name in NAMES if f"{name}.npy" not in members]:
                 raise ValueError(f"it has no {missing[0]}")
             arrays = [_read_array(archive, name) for name in NAMES]
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zipfile.zlib.error) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise ValueError(_wanted(file, f"it is no .npz file: {error}")) from None
     except ValueError as error:
         raise ValueError(_wanted(file, str(error))) from None
@@ -93,7 +95,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
 
 
-def _header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
@@ -101,6 +103,4 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _wanted(file: Path, why: str) -> str:
-    return (
-        f"{file}: {why}; wanted an .npz file with queries [layers, heads, steps, d], keys and values [layers, kv_heads, n, d], floats"
-    )
+    return f"{file}: {why}; wanted an .npz file with queries [layers, heads, steps, d], keys and values [layers, kv_heads, n, d], floats"

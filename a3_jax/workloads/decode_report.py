@@ -1,6 +1,5 @@
 """Accuracy and cost of decoding steps, from the counts of their own queries."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +95,9 @@ def text_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     settings = report["settings"]
     has_model = "kl" in settings[0]
     header = ("setting", *(("perplexity", "KL") if has_model else ()), "error", "mass", "beyond first")
-    rows = [(*header, f"top {report['top']}", "M/n", "C/n", "K/n", "cycles", "nJ", "bytes", "of exact")]
+    rows: list[tuple[str, ...]] = [
+        (*header, f"top {report['top']}", "M/n", "C/n", "K/n", "cycles", "nJ", "bytes", "of exact")
+    ]
     for row in settings:
         mean = row["mean"]
         rows.append(

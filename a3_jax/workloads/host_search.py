@@ -46,7 +46,7 @@ def search_heads(
     num_queries = query.shape[1]
     if ranges is None:
         ranges = np.tile(np.array([[0, num_rows]], np.int32), (num_queries, 1))
-    if not ((0 <= ranges[:, 0]) & (ranges[:, 0] < ranges[:, 1]) & (ranges[:, 1] <= num_rows)).all():
+    if not ((ranges[:, 0] >= 0) & (ranges[:, 0] < ranges[:, 1]) & (ranges[:, 1] <= num_rows)).all():
         raise ValueError(f"ranges: wanted at least one row of {num_rows} for every query, got {ranges.tolist()}")
     iterations = np.broadcast_to(np.asarray(num_iterations, np.int32), num_queries)
     most = (ranges[:, 1] - ranges[:, 0]) * num_columns
