@@ -156,7 +156,7 @@ def attend_steps(inputs: StepInputs, setting: StepSetting, *, top: int = 5) -> S
         candidates,
         np.tile(exact_rows, (group, 1)),
         np.tile(valid, (group, 1)),
-        setting.selection.threshold_percent,
+        jnp.float32(setting.selection.threshold_percent or 0),  # 0 keeps every candidate
         min(top, num_rows),
     )
     output, *of_queries = (np.asarray(array).reshape(heads, steps, *array.shape[2:]) for array in found)
@@ -200,7 +200,7 @@ def _fewest(weights: Float[np.ndarray, "heads steps n"], mass: float) -> Int32[n
     return (reached < wanted).sum(2, dtype=np.int32) + np.int32(weights.shape[2] > 0)
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7))
+@functools.partial(jax.jit, static_argnames="top")
 def _attend_candidates(
     query: Float[Array, "kv_heads queries d"],
     key: Float[Array, "kv_heads n d"],
@@ -208,7 +208,7 @@ def _attend_candidates(
     candidates: Bool[Array, "kv_heads queries n"],
     exact_rows: Bool[Array, "queries n"],
     valid: Bool[Array, "queries n"],
-    threshold_percent: int | float | None,
+    threshold_percent: Float[Array, ""],
     top: int,
 ) -> tuple[Array, ...]:
     """Output, C, K, recall, mass, mass beyond the first row and error of every query; candidates are known."""

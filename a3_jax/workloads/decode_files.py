@@ -5,7 +5,6 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -82,7 +81,9 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """In float32. Looked at before it is read: what its header promises is there."""
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as stream:
-        shape, dtype = _header(stream)
+        is_first = np.lib.format.read_magic(stream) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
         if dtype not in _DTYPES:
             raise ValueError(f"{name} should be floats of 16, 32 or 64 bits, got {dtype}")
         if len(shape) != 4 or 0 in shape:
@@ -93,13 +94,6 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(member) as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)
     return np.ascontiguousarray(array, np.float32)
-
-
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    return shape, dtype
 
 
 def _wanted(file: Path, why: str) -> str:
