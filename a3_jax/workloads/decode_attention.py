@@ -181,23 +181,24 @@ class Concentration(NamedTuple):
 def concentration(inputs: StepInputs, *, mass: float = 0.9) -> Concentration:
     """Of the weight of exact attention, `mass`. O(n (d + log n)) a query. ValueError as in `check_steps`."""
     check_steps(inputs)
-    heads, steps, dim = inputs.query.shape
+    heads, steps, _ = inputs.query.shape
     kv_heads, num_rows, _ = inputs.key.shape
-    query = inputs.query.astype(np.float32).reshape(kv_heads, -1, dim)
-    scores = np.matmul(query, np.swapaxes(inputs.key.astype(np.float32), 1, 2)).reshape(heads, steps, num_rows)
     hidden = np.arange(num_rows)[None] > np.arange(num_rows - steps, num_rows)[:, None]
-    scores[:, hidden] = -np.inf
-    weights = np.exp(scores - scores.max(2, keepdims=True))
-    first = weights[..., 0] / weights.sum(2)
-    return Concentration(_fewest(weights, mass), _fewest(weights[..., 1:], mass), first)
+    found = []
+    for head, query in enumerate(inputs.query.astype(np.float32)):
+        scores = query @ inputs.key[head // (heads // kv_heads)].astype(np.float32).T
+        scores[hidden] = -np.inf
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        found.append((_fewest(weights, mass), _fewest(weights[:, 1:], mass), weights[:, 0] / weights.sum(1)))
+    return Concentration(*(np.stack(arrays) for arrays in zip(*found, strict=True)))
 
 
-def _fewest(weights: Float[np.ndarray, "heads steps n"], mass: float) -> Int32[np.ndarray, "heads steps"]:
+def _fewest(weights: Float[np.ndarray, "steps n"], mass: float) -> Int32[np.ndarray, " steps"]:
     """Of weights that need not add up to 1. 0 where there are none."""
-    largest_first = -np.sort(-weights, axis=2)
-    reached = np.cumsum(largest_first, axis=2, dtype=np.float64)
-    wanted = mass * reached[..., -1:] if weights.shape[2] else np.zeros((*weights.shape[:2], 1))
-    return (reached < wanted).sum(2, dtype=np.int32) + np.int32(weights.shape[2] > 0)
+    if not weights.shape[1]:
+        return np.zeros(len(weights), np.int32)
+    reached = np.cumsum(np.sort(weights, axis=1)[:, ::-1], axis=1, dtype=np.float64)
+    return (reached < mass * reached[:, -1:]).sum(1, dtype=np.int32) + np.int32(1)
 
 
 @functools.partial(jax.jit, static_argnames="top")

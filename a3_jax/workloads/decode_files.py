@@ -5,6 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +24,13 @@ def write_steps(file: Path, layers: Sequence[StepInputs]) -> None:
         raise ValueError("layers: wanted at least one")
     for layer in layers:
         check_steps(layer)
-    arrays = {name: np.stack(stack) for name, stack in zip(NAMES, zip(*layers, strict=True), strict=True)}
+    arrays: dict[str, Any] = {
+        name: np.stack(stack) for name, stack in zip(NAMES, zip(*layers, strict=True), strict=True)
+    }
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
-            np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
+            np.savez(stream, **arrays)
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
