@@ -20,8 +20,8 @@ import numpy as np
 from a3_jax.cli.workload_evaluation import share_of
 from a3_jax.cost.hardware import Hardware
 from a3_jax.workloads.decode import Attend, Steps, Text, decode_texts, record_inputs
-from a3_jax.workloads.decode_attention import StepInputs
 from a3_jax.workloads.decode_files import write_steps
+from a3_jax.workloads.decode_inputs import StepInputs
 from a3_jax.workloads.decode_report import decode_report, step_settings, text_rows
 from a3_jax.workloads.encoder_attention import Setting
 from a3_jax.workloads.retrieval_report import named_setting

@@ -11,7 +11,7 @@ from a3_jax.cost.hardware import Hardware
 from bandwise_commands.errors import messages
 
 if TYPE_CHECKING:
-    from a3_jax.workloads.decode_attention import StepInputs
+    from a3_jax.workloads.decode_inputs import StepInputs
 
 
 def steps_report(

@@ -6,14 +6,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
-from a3_jax.workloads.decode_attention import (
-    Concentration,
-    StepInputs,
-    StepResult,
-    StepSetting,
-    attend_steps,
-    concentration,
-)
+from a3_jax.workloads.decode_attention import StepResult, StepSetting, attend_steps
+from a3_jax.workloads.decode_inputs import Concentration, StepInputs, concentration
 from a3_jax.workloads.encoder_attention import Setting
 from a3_jax.workloads.retrieval import QueryCounts
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from a3_jax.workloads.decode_attention import StepInputs, check_steps
+from a3_jax.workloads.decode_inputs import StepInputs, check_steps
 
 NAMES = ("queries", "keys", "values")
 _DTYPES = (np.float16, np.float32, np.float64)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from a3_jax.cli import main
-from a3_jax.workloads.decode_attention import StepInputs, StepSetting, attend_steps
+from a3_jax.workloads.decode_attention import StepSetting, attend_steps
 from a3_jax.workloads.decode_files import read_steps
+from a3_jax.workloads.decode_inputs import StepInputs
 from a3_jax.workloads.encoder_attention import Setting
 
 COMMAND = ["evaluate", "--workload", "decode"]

@@ -8,7 +8,8 @@ import pytest
 
 from a3_jax.cost.hardware import Hardware
 from a3_jax.workloads.decode import Attend, Text, decode_texts, measure_steps, record_inputs
-from a3_jax.workloads.decode_attention import StepInputs, StepSetting, attend_steps
+from a3_jax.workloads.decode_attention import StepSetting, attend_steps
+from a3_jax.workloads.decode_inputs import StepInputs
 from a3_jax.workloads.decode_report import decode_report, step_settings, text_rows
 from a3_jax.workloads.encoder_attention import Setting
 from a3_jax.workloads.retrieval_report import named_setting

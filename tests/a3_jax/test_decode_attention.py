@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from a3_jax.workloads.decode_attention import StepInputs, StepSetting, attend_steps, check_steps, concentration
+from a3_jax.workloads.decode_attention import StepSetting, attend_rows, attend_steps
+from a3_jax.workloads.decode_inputs import StepInputs, check_steps, concentration
 from a3_jax.workloads.encoder_attention import Setting
 from tests.a3_jax.selection_oracles import greedy_oracle
 
@@ -82,6 +83,25 @@ def test_rows_after_a_step_are_not_seen() -> None:
     before, after = (attend_steps(each, setting) for each in (inputs, StepInputs(inputs.query, key, value)))
     np.testing.assert_array_equal(before.output[:, 0], after.output[:, 0])
     assert not np.array_equal(before.output[:, 1:], after.output[:, 1:])
+
+
+def test_rows_that_somebody_selected() -> None:
+    """Any rows, exact ones with them, are a softmax over their union; those that a step does not see do not count."""
+    inputs, rng = random_inputs(7), np.random.default_rng(7)
+    candidates = rng.random((HEADS, STEPS, ROWS)) < 0.4
+    exact_rows = rng.random((STEPS, ROWS)) < 0.2
+    result = attend_rows(inputs, candidates, exact_rows=exact_rows, iterations=np.array([1, 2, 3], np.int32))
+    np.testing.assert_array_equal(result.M, [[1, 2, 3]] * HEADS)
+    for head in range(HEADS):
+        for step in range(STEPS):
+            seen = ROWS - STEPS + step + 1
+            rows = np.flatnonzero((candidates[head, step] | exact_rows[step])[:seen])
+            weights = np.exp(inputs.key[head // 2, rows].astype(np.float64) @ inputs.query[head, step])
+            output = weights @ inputs.value[head // 2, rows] / weights.sum()
+            np.testing.assert_allclose(result.output[head, step], output, rtol=1e-4, atol=1e-5)
+            assert result.C[head, step] == result.K[head, step] == len(rows)
+    with pytest.raises(ValueError, match="candidates: wanted"):
+        attend_rows(inputs, candidates[:, :2])
 
 
 def test_concentration_is_that_of_a_loop() -> None:

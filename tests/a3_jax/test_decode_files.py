@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from a3_jax.workloads.decode_attention import StepInputs
 from a3_jax.workloads.decode_files import find_files, read_steps, write_steps
+from a3_jax.workloads.decode_inputs import StepInputs
 
 
 def layers(count: int = 2) -> list[StepInputs]:
