@@ -5,8 +5,8 @@
 Four contexts of 1,024 tokens and one of 8,192. All before the last 128 positions is read exactly. Exact attention, the paper's two
 settings without and with the first row held exact, and, at 1,024 tokens, what tells their parts from each other. Perplexity and KL are
 of the 128 next tokens of every context; cycles, joules and bytes follow from M, C and K of every query of every head in the same run, for
-the paper's hardware, whose memories hold 320 rows, and for one whose memories hold all. `--only` takes settings by their names. `--keep` keeps
-what is done in a folder, so that a run that was interrupted goes on from there; remove it when the code has changed. Results go to
+the paper's hardware, whose memories hold 320 rows, and for one whose memories hold all. `--only` takes settings by their names. `--keep`
+keeps what is done in a folder, so that a run that was interrupted goes on from there; remove it when the code has changed. Results go to
 results/a3_decode.json when a length is done; settings that are there stay. There are no times in it. Minutes at 1,024 tokens and some
 ten at 8,192 on two cores.
 """
