@@ -96,7 +96,7 @@ def test_what_a_user_can_mend(
 
 def test_heads_of_different_widths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, dim in (("a", 6), ("b", 5)):
-        arrays = {"queries": (1, 2, 3, dim), "keys": (1, 2, 12, dim), "values": (1, 2, 12, dim)}
+        arrays = {"queries": (1, 4, 3, dim), "keys": (1, 2, 12, dim), "values": (1, 2, 12, dim)}
         np.savez(tmp_path / f"{name}.npz", **{key: np.ones(shape, np.float32) for key, shape in arrays.items()})
     assert main([*COMMAND, "--data", str(tmp_path)]) == 2
     assert "b.npz: its heads are not as wide as those of a.npz" in capsys.readouterr().err
