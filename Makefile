@@ -17,7 +17,7 @@ quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Succes
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-retrieval bench-epoch bench-billion bench-growth bench-peers aot parity clean
+.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-retrieval bench-a3-decode bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -91,6 +91,9 @@ bench-a3: $(VENV)/bench.installed  ## A3 on the paper's task, accuracy and cost 
 
 bench-retrieval: $(VENV)/bench.installed .cache/data/.encoder  ## retrieval by a sentence encoder with A3 inside: exact and the paper's two settings (RETRIEVAL='--sweep --quantised' for many more)
 	$(BIN)/python -m benchmarks.a3_retrieval --data .cache/data $(RETRIEVAL)
+
+bench-a3-decode: $(VENV)/bench.installed .cache/data/.complete  ## A3 inside SmolLM2 at the last 128 of 1,024 and 8,192 tokens (A3_DECODE='--length 1024': minutes; else some twenty)
+	$(BIN)/python -m benchmarks.a3_decode --data .cache/data $(A3_DECODE)
 
 .cache/data/.encoder: benchmarks/encoder-requirements.txt .cache/data/.complete | $(VENV)/bin/python
 	@echo "fetching a sentence encoder (84 MB) ..."
