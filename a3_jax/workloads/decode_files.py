@@ -2,13 +2,14 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
-from a3_jax.workloads.decode_attention import StepInputs, check_steps
+from a3_jax.workloads.decode_inputs import StepInputs, check_steps
 
 NAMES = ("queries", "keys", "values")
 _DTYPES = (np.float16, np.float32, np.float64)
@@ -23,13 +24,13 @@ def write_steps(file: Path, layers: Sequence[StepInputs]) -> None:
         raise ValueError("layers: wanted at least one")
     for layer in layers:
         check_steps(layer)
+    arrays: dict[str, Any] = {
+        name: np.stack(stack) for name, stack in zip(NAMES, zip(*layers, strict=True), strict=True)
+    }
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
-            np.savez(
-                stream,
-                **{name: np.stack(arrays) for name, arrays in zip(NAMES, zip(*layers, strict=True), strict=True)},
-            )
+            np.savez(stream, **arrays)
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -48,7 +49,7 @@ def read_steps(file: Path) -> list[StepInputs]:
             if missing := [name for name in NAMES if f"{name}.npy" not in members]:
                 raise ValueError(f"it has no {missing[0]}")
             arrays = [_read_array(archive, name) for name in NAMES]
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zipfile.zlib.error) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise ValueError(_wanted(file, f"it is no .npz file: {error}")) from None
     except ValueError as error:
         raise ValueError(_wanted(file, str(error))) from None
@@ -83,7 +84,9 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """In float32. Looked at before it is read: what its header promises is there."""
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as stream:
-        shape, dtype = _header(stream)
+        is_first = np.lib.format.read_magic(stream) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
         if dtype not in _DTYPES:
             raise ValueError(f"{name} should be floats of 16, 32 or 64 bits, got {dtype}")
         if len(shape) != 4 or 0 in shape:
@@ -94,13 +97,6 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(member) as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)
     return np.ascontiguousarray(array, np.float32)
-
-
-def _header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    return shape, dtype
 
 
 def _wanted(file: Path, why: str) -> str:

@@ -95,7 +95,9 @@ def text_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     settings = report["settings"]
     has_model = "kl" in settings[0]
     header = ("setting", *(("perplexity", "KL") if has_model else ()), "error", "mass", "beyond first")
-    rows = [(*header, f"top {report['top']}", "M/n", "C/n", "K/n", "cycles", "nJ", "bytes", "of exact")]
+    rows: list[tuple[str, ...]] = [
+        (*header, f"top {report['top']}", "M/n", "C/n", "K/n", "cycles", "nJ", "bytes", "of exact")
+    ]
     for row in settings:
         mean = row["mean"]
         rows.append(

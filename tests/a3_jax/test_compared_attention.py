@@ -17,7 +17,7 @@ from a3_jax.workloads.compared_attention import (
     attend_steps_by,
     num_columns,
 )
-from a3_jax.workloads.decode_attention import StepInputs
+from a3_jax.workloads.decode_inputs import StepInputs
 from tests.a3_jax import baseline_oracles
 from tests.a3_jax.selection_oracles import greedy_oracle
 

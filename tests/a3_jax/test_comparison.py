@@ -10,7 +10,8 @@ from a3_jax.workloads import comparison, memory_evaluation
 from a3_jax.workloads.compared_attention import Baseline, Search
 from a3_jax.workloads.comparison import compare_decoder, compare_encoder, compare_memory_network, methods
 from a3_jax.workloads.decode import Attend, Text, decode_texts
-from a3_jax.workloads.decode_attention import StepInputs, StepSetting
+from a3_jax.workloads.decode_attention import StepSetting
+from a3_jax.workloads.decode_inputs import StepInputs
 from a3_jax.workloads.encoder_attention import Setting as EncoderSetting
 from a3_jax.workloads.encoder_files import load_encoder
 from a3_jax.workloads.memory_evaluation import Setting, evaluate, memory_sizes
