@@ -14,6 +14,7 @@ from rich.console import Console
 
 from anyprec_jax import cli
 from anyprec_jax.checkpoint import load
+from anyprec_jax.cli.progress import progress_bars
 from anyprec_jax.evaluate import perplexity
 from bandwise_commands import interrupts
 from tests.anyprec_jax.tiny import TEXT, save_tiny_model
@@ -280,7 +281,7 @@ def test_ctrl_c_while_xla_computes_is_130(folder: Path, tmp_path: Path) -> None:
 
 def test_an_interrupt_that_got_lost_is_raised_at_the_next_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupts, "_interrupts", [])
-    with cli.progress_bars(Console(file=io.StringIO())) as report:
+    with progress_bars(Console(file=io.StringIO())) as report:
         report("counting", 0, 2)
         with pytest.raises(KeyboardInterrupt):
             interrupts._interrupt(signal.SIGINT, None)
