@@ -10,8 +10,9 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, ReaderField, R
 from numpy.typing import DTypeLike
 
 from anyprec_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from anyprec_jax.checkpoint.source import Source
 from anyprec_jax.models.config import ModelConfig
-from anyprec_jax.models.families import FAMILIES, Family, tensor_name, tensors
+from anyprec_jax.models.families import FAMILIES, Family, parameter_shapes, tensor_name, tensors
 from anyprec_jax.models.model import Model
 from anyprec_jax.models.parameters import assemble
 from anyprec_jax.models.rope import frequencies
@@ -47,6 +48,22 @@ def load_file(path: Path, *, dtype: DTypeLike = np.float32) -> Model:
 
     Memory: the weights once, and one tensor.
     """
+    source = open_file(path)
+
+    def read(parameter: str, layer: int | None) -> np.ndarray:
+        leaf = source.read(parameter, layer)
+        assert isinstance(leaf, np.ndarray)
+        return leaf
+
+    return Model(config=source.config, params=assemble(source.config, read, dtype=dtype), tokenizer=source.tokenizer)
+
+
+def open_file(path: Path) -> Source:
+    """The file as a source: everything is checked but the weights' values, which `read` decodes one tensor at a time.
+
+    Raises:
+      OSError, ValueError: as for `load_file`.
+    """
     reader = _open(path)
     try:
         stored = {tensor.name: tensor for tensor in reader.tensors}
@@ -60,13 +77,22 @@ def load_file(path: Path, *, dtype: DTypeLike = np.float32) -> Model:
     def read(parameter: str, layer: int | None) -> np.ndarray:
         tensor = stored.get(tensor_name(family.gguf_modules, parameter, layer))
         if tensor is None:  # `_check_tensors` let it pass: one bias of several
-            return np.zeros((), np.float32)
+            return np.zeros(parameter_shapes(config)[parameter][1:], np.float32)
         values = _decoded(path, tensor)
         if parameter not in family.gguf_permuted:
             return values
         return _with_halves_apart(values, config.num_heads if parameter.startswith("layers/q") else config.num_kv_heads)
 
-    return Model(config=config, params=assemble(config, read, dtype=dtype), tokenizer=tokenizer)
+    return Source(
+        format="gguf",
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        matrices={},
+        dtypes=dict.fromkeys(parameter_shapes(config), np.dtype(np.float32)),
+        precisions=(),
+        read=lambda parameter, layer: read(parameter, layer).astype(np.float32, copy=False),
+    )
 
 
 class _Reader(GGUFReader):

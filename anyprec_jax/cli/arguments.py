@@ -10,7 +10,11 @@ import typer
 from bandwise_commands.errors import messages
 
 ModelPath = Annotated[
-    Path, typer.Argument(help="An artefact, a Hugging Face folder or a GGUF file.", show_default=False)
+    Path,
+    typer.Argument(
+        help="An artefact, a Hugging Face folder, a GGUF file, or a checkpoint of the paper's authors.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 

@@ -1,25 +1,21 @@
 """`anyprec inspect`."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from anyprec_jax.cli.arguments import AsJson, print_json
+from anyprec_jax.cli.arguments import AsJson, ModelPath, print_json
 from bandwise_commands.errors import reporting_errors
 
 
 @reporting_errors
-def inspect(
-    out: Annotated[Path, typer.Argument(help="An artefact.", show_default=False)], as_json: AsJson = False
-) -> None:
-    """Show what an artefact holds: matrices, precisions, bits per weight resident and read, sizes, checksums."""
+def inspect(model: ModelPath, as_json: AsJson = False) -> None:
+    """Show what a model on disk is: format, family, parameters, precisions, bytes in memory at each; no weight is read."""
     from anyprec_jax.inspection import inspect as describe
 
-    report = describe(out)
+    report = describe(model)
     if as_json:
         print_json(report)
     else:
@@ -29,16 +25,17 @@ def inspect(
 def _print_inspection(report: dict[str, Any]) -> None:
     console = Console(highlight=False)
     precisions = [str(w) for w in report["precisions"]]
-    console.print("bits per weight, planes and codebooks: resident, and read at each precision")
-    table = Table("matrix", "layers", "n", "k", "resident", *precisions, box=None, pad_edge=False)
-    for name, matrix in report["matrices"].items():
-        size = [str(matrix[key]) for key in ("layers", "n", "k")]
-        table.add_row(name.removeprefix("layers/"), *size, *_bits(matrix["bits_per_weight"], precisions))
-    table.add_row("all", "", "", "", *_bits(report["bits_per_weight"], precisions))
-    for name, head in report["affine"].items():
-        bits = f"{head['bits_per_weight']:.2f}"
-        table.add_row(name, "", str(head["n"]), str(head["k"]), bits, *[bits] * len(precisions))
-    console.print(table)
+    console.print(
+        f"{report['format']}, family {report['family']}, {report['layers']} layers, {report['parameters']:,} parameters, "
+        f"precisions {', '.join(precisions) or 'none (not quantized)'}{'' if report['tokenizer'] else ', no tokenizer'}",
+        soft_wrap=True,
+    )
+    memory = report["resident_bytes"]
+    shares = [f"{memory[w] / 1e6:,.1f} MB at {w} bits" for w in precisions]
+    shares.append(f"{memory['all'] / 1e6:,.1f} MB {'at all' if precisions else 'in float32'}")
+    console.print(f"in memory: {', '.join(shares)}", soft_wrap=True)
+    if precisions:
+        _print_matrices(console, report, precisions)
     sizes = report["bytes"]
     console.print(
         f"{report['quantized_weights']:,} any-precision weights in {sizes['quantized'] / 1e6:.1f} MB, "
@@ -50,6 +47,21 @@ def _print_inspection(report: dict[str, Any]) -> None:
     for name, array in report["arrays"].items():
         shape = "x".join(map(str, array["shape"]))
         console.print(f"{array['sha256'][:16]}  {name}  {array['dtype']} {shape}", soft_wrap=True, markup=False)
+    for name, file in report["files"].items():
+        console.print(f"{file['sha256'][:16]}  {name}  {file['nbytes']:,} bytes", soft_wrap=True, markup=False)
+
+
+def _print_matrices(console: Console, report: dict[str, Any], precisions: Sequence[str]) -> None:
+    console.print("bits per weight, planes and codebooks: resident, and read at each precision")
+    table = Table("matrix", "layers", "n", "k", "resident", *precisions, box=None, pad_edge=False)
+    for name, matrix in report["matrices"].items():
+        size = [str(matrix[key]) for key in ("layers", "n", "k")]
+        table.add_row(name.removeprefix("layers/"), *size, *_bits(matrix["bits_per_weight"], precisions))
+    table.add_row("all", "", "", "", *_bits(report["bits_per_weight"], precisions))
+    for name, head in report["affine"].items():
+        bits = f"{head['bits_per_weight']:.2f}"
+        table.add_row(name, "", str(head["n"]), str(head["k"]), bits, *[bits] * len(precisions))
+    console.print(table)
 
 
 def _bits(bits: dict[str, Any], precisions: Sequence[str]) -> list[str]:
