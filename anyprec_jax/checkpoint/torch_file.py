@@ -173,8 +173,8 @@ def _directory(path: Path) -> tuple[dict[str, _Entry], str]:
             f"it is no zip archive, or cut short ({error}); files of PyTorch before 1.6 are not read"
         ) from error
     size = path.stat().st_size
-    if len(infos) > _MAX_ENTRIES or sum(info.file_size for info in infos) > size:
-        raise ValueError("its entries add up to more than the file")
+    if len(infos) > _MAX_ENTRIES:
+        raise ValueError(f"it has {len(infos):,} entries, more than a model")
     entries: dict[str, _Entry] = {}
     with path.open("rb") as stream:
         for info in infos:
@@ -188,6 +188,8 @@ def _directory(path: Path) -> tuple[dict[str, _Entry], str]:
             if start + info.file_size > size:
                 raise ValueError(f"its entry {info.filename[:80]!a} reaches beyond the end: it is cut short")
             entries[info.filename] = _Entry(start, info.file_size, info.CRC)
+    if sum(entry.nbytes for entry in entries.values()) > size:
+        raise ValueError("its entries add up to more than the file")
     prefixes = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
     if len(prefixes) != 1:
         raise ValueError("it has no data.pkl of its own: it is not a file of torch.save")
