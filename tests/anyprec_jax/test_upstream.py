@@ -24,7 +24,13 @@ from tests.anyprec_jax import oracles_upstream as oracle
 from tests.anyprec_jax.tiny import quantized_tiny_model
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ALIGNED: dict[str, int] = {"hidden_size": 64, "intermediate_size": 96, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
+ALIGNED: dict[str, int] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+}
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -45,7 +51,9 @@ def test_codes_and_codebooks_come_bit_for_bit(k: int, n: int, tmp_path: Path) ->
         np.testing.assert_array_equal(oracle.natural_codes(np.asarray(matrix.bitplanes)[int(layer)], k), codes)
         assert sorted(matrix.codebooks) == [3, 4, 5]
         for w, book in books.items():
-            np.testing.assert_array_equal(np.asarray(matrix.codebooks[w])[int(layer)].view(np.uint16), book.view(np.uint16))
+            np.testing.assert_array_equal(
+                np.asarray(matrix.codebooks[w])[int(layer)].view(np.uint16), book.view(np.uint16)
+            )
     np.testing.assert_array_equal(model.params["embedding"], tensors["model.embed_tokens.weight"].astype(np.float32))
     down = np.asarray(layers["down_proj"])[1]
     np.testing.assert_array_equal(down, tensors["model.layers.1.mlp.down_proj.weight"].astype(np.float32))
