@@ -81,7 +81,7 @@ def test_bytes_in_memory_are_those_of_a_load(name: str, folder: Path) -> None:
     assert report["resident_bytes"]["all"] == loaded + planes
 
 
-def test_gguf(tmp_path: Path) -> None:
+def test_a_gguf_file(tmp_path: Path) -> None:
     report = inspect(test_gguf.tiny(tmp_path / "model.gguf"))
     assert report["format"] == "gguf" and report["family"] == "llama" and report["precisions"] == []
     weights = load(tmp_path / "model.gguf").params
