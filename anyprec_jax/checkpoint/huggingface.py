@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,14 @@ from anyprec_jax.checkpoint.atomic import published
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import (
     FAMILIES,
+    Layout,
+    StoredTensor,
     config_from_huggingface,
     config_to_huggingface,
+    packed,
     parameter_shapes,
-    tensor_name,
-    tensors,
+    stored_tensors,
+    unpacked,
 )
 from anyprec_jax.models.model import Model
 from anyprec_jax.models.parameters import assemble
@@ -31,13 +35,13 @@ _CONFIG = "config.json"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")
-_DERIVED = ".rotary_emb.inv_freq"  # written by old versions of transformers, and computed here
 
 
 class _Tensor(NamedTuple):
     """Where a tensor is and what its header says."""
 
     file: Path
+    name: str  # in the file
     shape: tuple[int, ...]
     dtype: str
 
@@ -59,14 +63,19 @@ def load_folder(path: Path, *, dtype: DTypeLike = np.float32) -> Model:
     Memory: the weights once, and one tensor.
     """
     config = _read_config(path)
-    headers = _read_headers(path)
+    family = FAMILIES[config.family]
+    headers = _with_prefix(_read_headers(path), family.prefix, family.layout)
     _check_tensors(config, headers, path)
-    modules = FAMILIES[config.family].modules
+    places = _places(family.layout, config)
 
-    def read(parameter: str, layer: int | None) -> np.ndarray:
-        name = tensor_name(modules, parameter, layer)
-        with _opened(headers[name].file) as file:  # anew for every tensor, so that no more than one stays mapped
-            return file.get_tensor(name)
+    def values(parameter: str, tensor: StoredTensor) -> np.ndarray:
+        header = headers[tensor.name]
+        with _opened(header.file) as file:  # anew for every tensor, so that no more than one stays mapped
+            return unpacked(tensor, file.get_tensor(header.name), parameter, family.layout, config)
+
+    def read(parameter: str, layer: int | None) -> np.ndarray | Iterator[np.ndarray]:
+        found = places[parameter, layer]
+        return values(parameter, found[0]) if found[0].index is None else (values(parameter, one) for one in found)
 
     tokenizer = Tokenizer.from_folder(path)  # first: a damaged one should not be reported after minutes of reading
     return Model(config=config, params=assemble(config, read, dtype=dtype), tokenizer=tokenizer)
@@ -84,13 +93,14 @@ def save_folder(path: Path, model: Model, *, max_shard_bytes: int = MAX_SHARD_BY
       ValueError: a weight is not an array of the shape that the config calls for.
       OSError: `path` is taken, or cannot be written.
     """
-    names = list(_named_weights(model))
-    config = config_to_huggingface(model.config) | {"torch_dtype": names[0][1].dtype.name}
+    _check_weights(model)
+    tensors = list(stored_tensors(FAMILIES[model.config.family].layout, model.config))
+    config = config_to_huggingface(model.config) | {"torch_dtype": model.params["embedding"].dtype.name}
     with published(path) as folder:
         _write_json(folder / _CONFIG, config)
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
-        _write_shards(folder, names, max_shard_bytes)
+        _write_shards(folder, model, tensors, max_shard_bytes)
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -146,7 +156,7 @@ def _no_weights(path: Path) -> Exception:
 def _file_headers(file: Path) -> dict[str, _Tensor]:
     with _opened(file) as stream:
         slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  (not a dict)
-        return {name: _Tensor(file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        return {name: _Tensor(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
 
 
 @contextlib.contextmanager
@@ -158,57 +168,86 @@ def _opened(file: Path) -> Iterator[Any]:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
 
 
+def _with_prefix(headers: dict[str, _Tensor], prefix: str, layout: Layout) -> dict[str, _Tensor]:
+    """The headers by the names of the causal model, where a file has those of the bare one, "h.0.ln_1" for GPT-2."""
+    if any(name.startswith(prefix) for name in headers):
+        return headers
+    outside = tuple(module for module in layout.modules.values() if not module.startswith(prefix))
+    return {name if name.startswith(outside) else prefix + name: header for name, header in headers.items()}
+
+
+def _places(layout: Layout, config: ModelConfig) -> dict[tuple[str, int | None], list[StoredTensor]]:
+    """(parameter, layer) -> the tensors that it lies in, in order."""
+    places: dict[tuple[str, int | None], list[StoredTensor]] = {}
+    for tensor in stored_tensors(layout, config):
+        for parameter in tensor.parameters:
+            places.setdefault((parameter, tensor.layer), []).append(tensor)
+    return places
+
+
 def _check_tensors(config: ModelConfig, headers: Mapping[str, _Tensor], path: Path) -> None:
     """Every tensor that the config calls for must be there as it says, and no other."""
-    modules = FAMILIES[config.family].modules
+    layout = FAMILIES[config.family].layout
     expected = set()
-    for parameter, layer, shape in tensors(config):
-        name = tensor_name(modules, parameter, layer)
-        tensor = headers.get(name)
+    for wanted in stored_tensors(layout, config):
+        tensor = headers.get(wanted.name)
         if tensor is None:
-            raise ValueError(f"{path} lacks the tensor {name}, which {_CONFIG} calls for")
-        if tensor.shape != shape:
-            raise ValueError(f"{tensor.file}: {name} has shape {tensor.shape}, {_CONFIG} calls for {shape}")
+            raise ValueError(f"{path} lacks the tensor {wanted.name}, which {_CONFIG} calls for")
+        if tensor.shape != wanted.shape:
+            raise ValueError(f"{tensor.file}: {wanted.name} has shape {tensor.shape}, {_CONFIG} calls for {wanted.shape}")
         if tensor.dtype not in _DTYPES:
-            raise ValueError(f"{tensor.file}: {name} is {tensor.dtype}; weights should be one of {', '.join(_DTYPES)}")
-        expected.add(name)
-    ignored = {tensor_name(modules, "head", None)} if config.tie_embeddings else set()
+            raise ValueError(
+                f"{tensor.file}: {wanted.name} is {tensor.dtype}; weights should be one of {', '.join(_DTYPES)}"
+            )
+        expected.add(wanted.name)
+    ignored = {f"{layout.modules['head']}.weight"} if config.tie_embeddings else set()
     for name in headers:
-        if name not in expected and name not in ignored and not name.endswith(_DERIVED):
+        if name not in expected and name not in ignored and not name.endswith(layout.derived or ("\n",)):
             raise ValueError(f"{headers[name].file} holds {name}, which {_CONFIG} does not call for")
 
 
-def _named_weights(model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor under the name that Hugging Face gives it. On the host these are views, not copies."""
-    modules = FAMILIES[model.config.family].modules
-    shapes = parameter_shapes(model.config)
-    for parameter, layer, _ in tensors(model.config):
-        top, _, rest = parameter.partition("/")
-        leaf = model.params[top][rest] if rest else model.params[top]
-        if not hasattr(leaf, "dtype") or leaf.shape != shapes[parameter]:
-            raise ValueError(
-                f"{parameter} should be an array of shape {shapes[parameter]}; dequantize a quantized model first"
-            )
-        yield tensor_name(modules, parameter, layer), np.asarray(leaf) if layer is None else np.asarray(leaf)[layer]
+def _check_weights(model: Model) -> None:
+    for parameter, shape in parameter_shapes(model.config).items():
+        leaf = _leaf(model, parameter)
+        if not hasattr(leaf, "dtype") or leaf.shape != shape:
+            raise ValueError(f"{parameter} should be an array of shape {shape}; dequantize a quantized model first")
 
 
-def _write_shards(folder: Path, weights: list[tuple[str, np.ndarray]], max_shard_bytes: int) -> None:
-    shards: list[dict[str, np.ndarray]] = [{}]
+def _leaf(model: Model, parameter: str) -> Any:
+    top, _, rest = parameter.partition("/")
+    return model.params[top].get(rest) if rest else model.params.get(top)
+
+
+def _values(model: Model, tensor: StoredTensor) -> np.ndarray:
+    """One tensor as the file has it. Parts are views of the weights; only what is joined is copied."""
+    parts = []
+    for parameter in tensor.parameters:
+        part = np.asarray(_leaf(model, parameter))
+        part = part if tensor.layer is None else part[tensor.layer]
+        parts.append(part if tensor.index is None else part[tensor.index])
+    return packed(tensor, parts, FAMILIES[model.config.family].layout, model.config)
+
+
+def _write_shards(folder: Path, model: Model, tensors: list[StoredTensor], max_shard_bytes: int) -> None:
+    def nbytes(tensor: StoredTensor) -> int:
+        return math.prod(tensor.shape) * _leaf(model, tensor.parameters[0]).dtype.itemsize
+
+    shards: list[list[StoredTensor]] = [[]]
     room = max_shard_bytes
-    for name, array in weights:
-        if shards[-1] and array.nbytes > room:
-            shards.append({})
+    for tensor in tensors:
+        if shards[-1] and nbytes(tensor) > room:
+            shards.append([])
             room = max_shard_bytes
-        shards[-1][name] = array
-        room -= array.nbytes
+        shards[-1].append(tensor)
+        room -= nbytes(tensor)
     if len(shards) == 1:
-        _write_tensors(folder / _SINGLE, shards[0])
+        _write_tensors(folder / _SINGLE, {tensor.name: _values(model, tensor) for tensor in tensors})
         return
     files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
-        _write_tensors(folder / file, shard)
-    total = sum(array.nbytes for _, array in weights)
-    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        _write_tensors(folder / file, {tensor.name: _values(model, tensor) for tensor in shard})
+    total = sum(map(nbytes, tensors))
+    weight_map = {tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
     _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
