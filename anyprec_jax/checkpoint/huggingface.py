@@ -1,10 +1,11 @@
 """Hugging Face model folders: `config.json`, safetensors in one file or in shards, tokenizer files."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -18,15 +19,21 @@ from anyprec_jax.checkpoint.source import Leaf, Source, model_source
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import (
     FAMILIES,
+    Family,
+    Layout,
+    StoredTensor,
     config_from_huggingface,
     config_to_huggingface,
+    packed,
     parameter_shapes,
-    tensor_name,
-    tensors,
+    stored_tensors,
+    unpacked,
 )
 from anyprec_jax.models.model import Model
 from anyprec_jax.models.parameters import assemble
 from anyprec_jax.tokenizer import Tokenizer
+
+Places: TypeAlias = dict[tuple[str, int | None], list[StoredTensor]]
 
 MAX_SHARD_BYTES = 5_000_000_000  # more than one file above this, as in transformers; a tensor is never split
 
@@ -34,13 +41,13 @@ _CONFIG = "config.json"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-_DERIVED = ".rotary_emb.inv_freq"  # written by old versions of transformers, and computed here
 
 
-class StoredTensor(NamedTuple):
+class FileTensor(NamedTuple):
     """Where a tensor is and what its header says."""
 
     file: Path
+    name: str  # in the file
     shape: tuple[int, ...]
     dtype: str
 
@@ -79,17 +86,25 @@ def open_folder(path: Path) -> Source:
       FileNotFoundError, ValueError: as for `load_folder`.
     """
     config = _read_config(path)
-    headers = read_headers(path)
+    family = FAMILIES[config.family]
+    headers = with_prefix(read_headers(path), family)
     _check_tensors(config, headers, path)
-    modules = FAMILIES[config.family].modules
     stored: dict[str, set[str]] = {}
-    for parameter, layer, _ in tensors(config):
-        stored.setdefault(parameter, set()).add(headers[tensor_name(modules, parameter, layer)].dtype)
+    for tensor in stored_tensors(family.layout, config):
+        for parameter in tensor.parameters:
+            stored.setdefault(parameter, set()).add(headers[tensor.name].dtype)
     dtypes = {name: DTYPES[kinds.pop()] if len(kinds) == 1 else DTYPES["F32"] for name, kinds in stored.items()}
+    places = places_of(family.layout, config)
+
+    def values(parameter: str, tensor: StoredTensor) -> np.ndarray:
+        whole = read_tensor(headers[tensor.name]).astype(dtypes[parameter], copy=False)
+        return unpacked(tensor, whole, parameter, family.layout, config)
 
     def read(parameter: str, layer: int | None) -> Leaf:
-        name = tensor_name(modules, parameter, layer)
-        return read_tensor(headers[name].file, name).astype(dtypes[parameter], copy=False)
+        found = places[parameter, layer]
+        return (
+            values(parameter, found[0]) if found[0].index is None else np.stack([values(parameter, t) for t in found])
+        )
 
     return Source(
         format="huggingface",
@@ -133,21 +148,26 @@ def write_folder(path: Path, source: Source, *, max_shard_bytes: int = MAX_SHARD
     Memory: one tensor.
     """
     require_free(path)
-    modules = FAMILIES[source.config.family].modules
-    places = {
-        tensor_name(modules, parameter, layer): (parameter, layer) for parameter, layer, _ in by_layer(source.config)
-    }
+    layout = FAMILIES[source.config.family].layout
+    places = {tensor.name: tensor for tensor in by_layer(layout, source.config)}
     described = {
-        tensor_name(modules, parameter, layer): Described(source.dtypes[parameter], shape)
-        for parameter, layer, shape in by_layer(source.config)
+        name: Described(np.result_type(*(source.dtypes[part] for part in tensor.parameters)), tensor.shape)
+        for name, tensor in places.items()
     }
     require_room(path.parent, sum(tensor.nbytes for tensor in described.values()))
     widest = max((tensor.dtype for tensor in described.values()), key=lambda dtype: dtype.itemsize)
 
-    def read(name: str) -> np.ndarray:
-        leaf = source.read(*places[name])
+    @functools.lru_cache(maxsize=1)  # experts come one after the other from the array that holds all of a layer
+    def parameter_of(name: str, layer: int | None) -> np.ndarray:
+        leaf = source.read(name, layer)
         assert isinstance(leaf, np.ndarray)
         return leaf
+
+    def read(name: str) -> np.ndarray:
+        tensor = places[name]
+        parts = [parameter_of(parameter, tensor.layer) for parameter in tensor.parameters]
+        parts = parts if tensor.index is None else [part[tensor.index] for part in parts]
+        return packed(tensor, parts, layout, source.config).astype(described[name].dtype, copy=False)
 
     with published(path) as folder:
         _write_json(folder / _CONFIG, config_to_huggingface(source.config) | {"torch_dtype": widest.name})
@@ -157,13 +177,12 @@ def write_folder(path: Path, source: Source, *, max_shard_bytes: int = MAX_SHARD
         export_record.write(folder, source, files)
 
 
-def by_layer(config: ModelConfig) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
-    """(parameter, layer, shape) of every tensor, layer after layer, as other software writes and reads them."""
-    every = list(tensors(config))
-    outside = [tensor for tensor in every if tensor[1] is None]
-    yield from outside[:1]
-    yield from sorted((tensor for tensor in every if tensor[1] is not None), key=lambda tensor: tensor[1] or 0)
-    yield from outside[1:]
+def by_layer(layout: Layout, config: ModelConfig) -> list[StoredTensor]:
+    """Every tensor of a file, layer after layer, as other software writes and reads them."""
+    every = list(stored_tensors(layout, config))
+    outside = [tensor for tensor in every if tensor.layer is None]
+    inside = sorted((tensor for tensor in every if tensor.layer is not None), key=lambda tensor: tensor.layer or 0)
+    return [*outside[:1], *inside, *outside[1:]]
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -176,14 +195,14 @@ def _read_config(path: Path) -> ModelConfig:
         raise ValueError(f"{path / _CONFIG}: {error}") from error
 
 
-def read_headers(path: Path) -> dict[str, StoredTensor]:
+def read_headers(path: Path) -> dict[str, FileTensor]:
     """What the files say they hold, by name of tensor."""
     if (path / _SINGLE).is_file():
         return _file_headers(path / _SINGLE)
     if not (path / _INDEX).is_file():
         raise _no_weights(path)
     weight_map = _read_weight_map(path / _INDEX)
-    headers: dict[str, StoredTensor] = {}
+    headers: dict[str, FileTensor] = {}
     for shard in sorted(set(weight_map.values())):
         if not (path / shard).is_file():
             raise FileNotFoundError(f"{path / shard} is missing: {_INDEX} says that it holds weights")
@@ -216,16 +235,18 @@ def _no_weights(path: Path) -> Exception:
     return FileNotFoundError(f"{path} has no weights: neither {_SINGLE} nor {_INDEX}")
 
 
-def read_tensor(file: Path, name: str) -> np.ndarray:
+def read_tensor(tensor: FileTensor) -> np.ndarray:
     """One tensor; the file is opened anew for each, so that no more than one stays mapped."""
-    with _opened(file) as stream:
-        return stream.get_tensor(name)
+    with _opened(tensor.file) as stream:
+        return stream.get_tensor(tensor.name)
 
 
-def _file_headers(file: Path) -> dict[str, StoredTensor]:
+def _file_headers(file: Path) -> dict[str, FileTensor]:
     with _opened(file) as stream:
         slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  (not a dict)
-        return {name: StoredTensor(file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        return {
+            name: FileTensor(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+        }
 
 
 @contextlib.contextmanager
@@ -237,23 +258,44 @@ def _opened(file: Path) -> Iterator[Any]:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
 
 
-def _check_tensors(config: ModelConfig, headers: Mapping[str, StoredTensor], path: Path) -> None:
+def with_prefix(headers: dict[str, FileTensor], family: Family) -> dict[str, FileTensor]:
+    """The headers by the names of the causal model, where a file has those of the bare one, "h.0.ln_1" for GPT-2."""
+    prefix = family.prefix
+    if any(name.startswith(prefix) for name in headers):
+        return headers
+    outside = tuple(module for module in family.layout.modules.values() if not module.startswith(prefix))
+    return {name if name.startswith(outside) else prefix + name: header for name, header in headers.items()}
+
+
+def places_of(layout: Layout, config: ModelConfig) -> Places:
+    """(parameter, layer) -> the tensors that it lies in, in order."""
+    places: Places = {}
+    for tensor in stored_tensors(layout, config):
+        for parameter in tensor.parameters:
+            places.setdefault((parameter, tensor.layer), []).append(tensor)
+    return places
+
+
+def _check_tensors(config: ModelConfig, headers: Mapping[str, FileTensor], path: Path) -> None:
     """Every tensor that the config calls for must be there as it says, and no other."""
-    modules = FAMILIES[config.family].modules
+    layout = FAMILIES[config.family].layout
     expected = set()
-    for parameter, layer, shape in tensors(config):
-        name = tensor_name(modules, parameter, layer)
-        tensor = headers.get(name)
+    for wanted in stored_tensors(layout, config):
+        tensor = headers.get(wanted.name)
         if tensor is None:
-            raise ValueError(f"{path} lacks the tensor {name}, which {_CONFIG} calls for")
-        if tensor.shape != shape:
-            raise ValueError(f"{tensor.file}: {name} has shape {tensor.shape}, {_CONFIG} calls for {shape}")
+            raise ValueError(f"{path} lacks the tensor {wanted.name}, which {_CONFIG} calls for")
+        if tensor.shape != wanted.shape:
+            raise ValueError(
+                f"{tensor.file}: {wanted.name} has shape {tensor.shape}, {_CONFIG} calls for {wanted.shape}"
+            )
         if tensor.dtype not in DTYPES:
-            raise ValueError(f"{tensor.file}: {name} is {tensor.dtype}; weights should be one of {', '.join(DTYPES)}")
-        expected.add(name)
-    ignored = {tensor_name(modules, "head", None)} if config.tie_embeddings else set()
+            raise ValueError(
+                f"{tensor.file}: {wanted.name} is {tensor.dtype}; weights should be one of {', '.join(DTYPES)}"
+            )
+        expected.add(wanted.name)
+    ignored = {f"{layout.modules['head']}.weight"} if config.tie_embeddings else set()
     for name in headers:
-        if name not in expected and name not in ignored and not name.endswith(_DERIVED):
+        if name not in expected and name not in ignored and not name.endswith(layout.derived or ("\n",)):
             raise ValueError(f"{headers[name].file} holds {name}, which {_CONFIG} does not call for")
 
 
@@ -261,8 +303,8 @@ def _check_plain(model: Model) -> None:
     shapes = parameter_shapes(model.config)
     for parameter, shape in shapes.items():
         top, _, rest = parameter.partition("/")
-        leaf = model.params[top].get(rest) if rest else model.params[top]
-        if not hasattr(leaf, "dtype") or leaf.shape != shape:
+        leaf = model.params[top].get(rest) if rest else model.params.get(top)
+        if leaf is None or not hasattr(leaf, "dtype") or leaf.shape != shape:
             raise ValueError(f"{parameter} should be an array of shape {shape}; dequantize a quantized model first")
 
 

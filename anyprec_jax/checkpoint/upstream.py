@@ -6,20 +6,23 @@ of bits that `upstream_layout` describes; and `NAME.lut{w}`, float16 `[n, 2**w]`
 of the Hugging Face model. After any-precision-llm at commit a3257d0, `quantization/pack.py`.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import ml_dtypes
 import numpy as np
 
+from anyprec_jax.affine import AffineArray
 from anyprec_jax.array import AnyPrecArray, validate
 from anyprec_jax.checkpoint import export_record, torch_file
 from anyprec_jax.checkpoint.assembly import model_of
 from anyprec_jax.checkpoint.atomic import published, require_free, require_room
-from anyprec_jax.checkpoint.huggingface import by_layer, read_headers, read_tensor
+from anyprec_jax.checkpoint.huggingface import Places, by_layer, places_of, read_headers, read_tensor, with_prefix
 from anyprec_jax.checkpoint.manifest import CODEBOOK_KIND, MatrixEntry
 from anyprec_jax.checkpoint.source import Leaf, Source, dequantized_rows, matrix_on_host
 from anyprec_jax.checkpoint.torch_file import TorchFile, TorchWriter
@@ -29,12 +32,15 @@ from anyprec_jax.config import MAX_PRECISION
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import (
     FAMILIES,
-    LAYERS,
+    Family,
+    Layout,
+    StoredTensor,
     config_from_huggingface,
     config_to_huggingface,
+    packed,
     parameter_shapes,
-    tensor_name,
-    tensors,
+    stored_tensors,
+    unpacked,
 )
 from anyprec_jax.models.model import Model
 from anyprec_jax.tokenizer import Tokenizer
@@ -44,7 +50,6 @@ _ENTRY = "anyprec"
 _PICKLE = "pytorch_model.bin"
 _PLAIN = ("float16", "float32", "bfloat16")
 _ST_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I32": "int32"}
-_DERIVED = ".rotary_emb.inv_freq"
 _METADATA_BYTES = 1 << 20
 
 
@@ -76,24 +81,36 @@ def open_folder(path: Path) -> Source:
         invariants of `AnyPrecArray`.
     """
     config, seed, parent = _read_config(path)
-    stored = _stored_tensors(path)
+    layout = FAMILIES[config.family].layout
+    stored = _stored_tensors(path, FAMILIES[config.family])
     matrices = _check_tensors(config, seed, parent, stored)
-    modules = FAMILIES[config.family].modules
-    dtypes = {name: _plain_dtype(name, config, stored) for name in parameter_shapes(config) if name not in matrices}
+    places = places_of(layout, config)
+    dtypes = {name: _plain_dtype(name, places, stored) for name in parameter_shapes(config) if name not in matrices}
 
-    def read(parameter: str, layer: int | None) -> Leaf:
-        name = tensor_name(modules, parameter, layer)
-        if parameter not in matrices:
-            return stored.read(name).astype(dtypes[parameter], copy=False)
-        module = name.removesuffix(".weight")
-        planes = from_upstream(stored.read(f"{module}.qweight"))
-        books = {w: stored.read(f"{module}.lut{w}") for w in range(seed, parent + 1)}
-        matrix = matrix_on_host(planes, books, seed, parent, matrices[parameter].k)
+    def matrix(parameter: str, tensor: StoredTensor) -> AnyPrecArray:
+        """Rows of a matrix are independent: those of a parameter are taken out of what it shares a tensor with."""
+        module = tensor.name.removesuffix(".weight")
+
+        def own(rows: np.ndarray) -> np.ndarray:
+            return unpacked(tensor, rows, parameter, layout, config)
+
+        planes = own(from_upstream(stored.read(f"{module}.qweight")).swapaxes(0, 1)).swapaxes(0, 1)
+        books = {w: own(stored.read(f"{module}.lut{w}")) for w in range(seed, parent + 1)}
+        result = matrix_on_host(np.ascontiguousarray(planes), books, seed, parent, matrices[parameter].k)
         try:
-            validate(matrix)
+            validate(result)
         except ValueError as error:
             raise ValueError(f"{stored.where}: {module}: {error}") from error
-        return matrix
+        return result
+
+    def read(parameter: str, layer: int | None) -> Leaf:
+        found = places[parameter, layer]
+        if parameter in matrices:
+            parts: list[Any] = [matrix(parameter, tensor) for tensor in found]
+            return parts[0] if found[0].index is None else jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+        wanted = dtypes[parameter]
+        plain = [unpacked(t, stored.read(t.name).astype(wanted, copy=False), parameter, layout, config) for t in found]
+        return plain[0] if found[0].index is None else np.stack(plain)
 
     return Source(
         format="upstream",
@@ -137,8 +154,9 @@ def write_folder(path: Path, source: Source) -> None:
     """
     require_free(path)
     seed, parent = _check_storable(source)
-    modules = FAMILIES[source.config.family].modules
+    layout = FAMILIES[source.config.family].layout
     require_room(path.parent, _bytes_needed(source) + _METADATA_BYTES)
+    read = functools.lru_cache(maxsize=1)(source.read)  # experts come one after the other
     with published(path) as folder:
         document = config_to_huggingface(source.config) | {"torch_dtype": "float16"}
         document[_ENTRY] = _description(source, seed, parent)
@@ -146,21 +164,36 @@ def write_folder(path: Path, source: Source) -> None:
         if source.tokenizer is not None:
             source.tokenizer.save(folder)
         with torch_file.writing(folder / _PICKLE) as writer:
-            for parameter, layer, _ in by_layer(source.config):
-                _write(writer, tensor_name(modules, parameter, layer), source.read(parameter, layer))
+            for tensor in by_layer(layout, source.config):
+                leaves = [read(parameter, tensor.layer) for parameter in tensor.parameters]
+                _write(writer, tensor, leaves, layout, source.config)
         export_record.write(folder, source, [_PICKLE])
 
 
-def _write(writer: TorchWriter, name: str, leaf: Leaf) -> None:
-    if isinstance(leaf, AnyPrecArray):
-        module = name.removesuffix(".weight")
-        writer.write(f"{module}.qweight", to_upstream(np.asarray(leaf.bitplanes)))
-        for w, book in leaf.codebooks.items():
-            writer.write(f"{module}.lut{w}", np.asarray(book))
+def _write(writer: TorchWriter, tensor: StoredTensor, leaves: list[Leaf], layout: Layout, config: ModelConfig) -> None:
+    """One tensor of the plain model, or the planes and codebooks in its place."""
+
+    def joined(parts: list[np.ndarray]) -> np.ndarray:
+        parts = parts if tensor.index is None else [part[tensor.index] for part in parts]
+        return packed(tensor, parts, layout, config)
+
+    matrices = [leaf for leaf in leaves if isinstance(leaf, AnyPrecArray)]
+    if matrices:
+        module = tensor.name.removesuffix(".weight")
+        planes = joined([np.asarray(matrix.bitplanes).swapaxes(-3, -2) for matrix in matrices]).swapaxes(0, 1)
+        writer.write(f"{module}.qweight", to_upstream(planes))
+        for w in matrices[0].codebooks:
+            writer.write(f"{module}.lut{w}", joined([np.asarray(matrix.codebooks[w]) for matrix in matrices]))
         return
-    plain = leaf if isinstance(leaf, np.ndarray) else dequantized_rows(leaf, dtype=np.dtype(np.float32))
+    rows = [leaf if isinstance(leaf, np.ndarray) else _plain_rows(leaf) for leaf in leaves]
+    plain = joined(rows)
     narrow = np.dtype(np.float16) if is_exact(plain, np.dtype(np.float16)) else np.dtype(np.float32)
-    writer.write(name, plain.astype(narrow, copy=False))
+    writer.write(tensor.name, plain.astype(narrow, copy=False))
+
+
+def _plain_rows(leaf: Leaf) -> np.ndarray:
+    assert isinstance(leaf, AffineArray)
+    return dequantized_rows(leaf, dtype=np.dtype(np.float32))
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, int, int]:
@@ -185,48 +218,46 @@ def _read_config(path: Path) -> tuple[ModelConfig, int, int]:
     return config, seed, parent
 
 
-def _stored_tensors(path: Path) -> _Tensors:
+def _stored_tensors(path: Path, family: Family) -> _Tensors:
     if (path / _PICKLE).is_file():
         file = TorchFile(path / _PICKLE)
         shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
         return _Tensors(path / _PICKLE, shapes, {name: file.dtype(name).name for name in shapes}, file.read)
-    headers = read_headers(path)
+    headers = with_prefix(read_headers(path), family)
     return _Tensors(
         path,
         {name: header.shape for name, header in headers.items()},
         {name: _ST_DTYPES.get(header.dtype, header.dtype) for name, header in headers.items()},
-        lambda name: read_tensor(headers[name].file, name),
+        lambda name: read_tensor(headers[name]),
     )
 
 
 def _check_tensors(config: ModelConfig, seed: int, parent: int, stored: _Tensors) -> dict[str, MatrixEntry]:
     """Every tensor that the config calls for must be there, in its shape and dtype, and no other; returns what is quantized."""
-    modules = FAMILIES[config.family].modules
+    layout = FAMILIES[config.family].layout
     kinds = {str(w): CODEBOOK_KIND for w in range(seed, parent + 1)}
     matrices: dict[str, MatrixEntry] = {}
     expected: set[str] = set()
-    for parameter, layer, shape in tensors(config):
-        name = tensor_name(modules, parameter, layer)
+    for tensor in stored_tensors(layout, config):
+        name, shape = tensor.name, tensor.shape
         module = name.removesuffix(".weight")
-        if layer == 0 and f"{module}.qweight" in stored.shapes:
-            if shape[-1] % 32:
-                raise ValueError(f"{stored.where}: {module} has k = {shape[-1]}, and packed rows are multiples of 32")
-            matrices[parameter] = MatrixEntry(
-                k=shape[-1], seed_precision=seed, parent_precision=parent, codebooks=kinds
-            )
-        if parameter not in matrices:
-            wanted = {name: (shape, _PLAIN)}
-        else:
-            wanted = {f"{module}.qweight": ((parent, *shape[:-1], shape[-1] // 32), ("int32",))}
-            wanted |= {f"{module}.lut{w}": ((*shape[:-1], 2 ** int(w)), ("float16",)) for w in kinds}
-        for tensor, (size, dtypes) in wanted.items():
-            _check_tensor(tensor, size, dtypes, stored)
+        if tensor.layer == 0 and not tensor.index and f"{module}.qweight" in stored.shapes:
+            if tensor.parameters[0] in layout.transposed or len(shape) != 2 or shape[-1] % 32:
+                raise ValueError(f"{stored.where}: {module} has shape {shape}, and packed rows are multiples of 32")
+            entry = MatrixEntry(k=shape[-1], seed_precision=seed, parent_precision=parent, codebooks=kinds)
+            matrices |= dict.fromkeys(tensor.parameters, entry)
+        wanted: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {name: (shape, _PLAIN)}
+        if tensor.parameters[0] in matrices:
+            wanted = {f"{module}.qweight": ((parent, shape[0], shape[1] // 32), ("int32",))}
+            wanted |= {f"{module}.lut{w}": ((shape[0], 2 ** int(w)), ("float16",)) for w in kinds}
+        for part, (size, dtypes) in wanted.items():
+            _check_tensor(part, size, dtypes, stored)
         expected |= set(wanted)
     if not matrices:
         raise ValueError(f"{stored.where} has no packed linear, though {_CONFIG} says that the model is quantized")
-    ignored = tensor_name(modules, "head", None)
+    ignored = {f"{layout.modules['head']}.weight"} if config.tie_embeddings else set()
     for name in stored.shapes:
-        if name not in expected and not (config.tie_embeddings and name == ignored) and not name.endswith(_DERIVED):
+        if name not in expected and name not in ignored and not name.endswith(layout.derived or ("\n",)):
             raise ValueError(f"{stored.where} holds {name}, which {_CONFIG} does not call for")
     return matrices
 
@@ -241,10 +272,8 @@ def _check_tensor(name: str, shape: tuple[int, ...], dtypes: tuple[str, ...], st
         raise ValueError(f"{stored.where}: {name} is {stored.dtypes[name]}, not {' or '.join(dtypes)}")
 
 
-def _plain_dtype(parameter: str, config: ModelConfig, stored: _Tensors) -> np.dtype:
-    modules = FAMILIES[config.family].modules
-    layers = range(config.num_layers) if parameter.startswith(LAYERS) else (None,)
-    kinds = {stored.dtypes[tensor_name(modules, parameter, layer)] for layer in layers}
+def _plain_dtype(parameter: str, places: Places, stored: _Tensors) -> np.dtype:
+    kinds = {stored.dtypes[t.name] for (name, _), found in places.items() if name == parameter for t in found}
     kind = kinds.pop() if len(kinds) == 1 else "float32"
     return np.dtype(ml_dtypes.bfloat16) if kind == "bfloat16" else np.dtype(kind)
 
@@ -260,6 +289,8 @@ def _check_storable(source: Source) -> tuple[int, int]:
             f"the authors' layout has one range of precisions for all linears, and this model has {sorted(ranges)}"
         )
     for name, entry in stacks.items():
+        if name in FAMILIES[source.config.family].layout.transposed:
+            raise ValueError(f"the authors' layout has no {name} of this family, whose weights lie transposed there")
         if entry.k % 32:
             raise ValueError(f"the authors' layout wants rows that are multiples of 32, and {name} has k = {entry.k}")
         if set(entry.codebooks.values()) != {CODEBOOK_KIND}:
@@ -269,9 +300,10 @@ def _check_storable(source: Source) -> tuple[int, int]:
 
 def _description(source: Source, seed: int, parent: int) -> dict[str, Any]:
     """The entry of `config.json`, from which upstream builds its modules."""
-    modules = FAMILIES[source.config.family].modules
+    modules = FAMILIES[source.config.family].layout.modules
     quantized = {name for name, entry in source.matrices.items() if not entry.is_affine}
-    names = [modules[name] for name in parameter_shapes(source.config) if name in quantized]
+    names = list(dict.fromkeys(modules[name] for name in parameter_shapes(source.config) if name in quantized))
+    names = _with_indices(names, source.config.num_experts or 0)
     before = {name.partition(".{layer}.")[0] for name in names}
     model_name, _, layers_name = before.pop().rpartition(".")
     return {
@@ -284,6 +316,15 @@ def _description(source: Source, seed: int, parent: int) -> dict[str, Any]:
             "module_names": [name.partition(".{layer}.")[2] for name in names],
         },
     }
+
+
+def _with_indices(modules: list[str], num_experts: int) -> list[str]:
+    """One module for every expert, where experts have their own."""
+    return [
+        module.replace("{index}", str(index))
+        for module in modules
+        for index in (range(num_experts) if "{index}" in module else (0,))
+    ]
 
 
 def _bytes_needed(source: Source) -> int:

@@ -27,7 +27,7 @@ def attention_inputs(model: Model, tokens: Int[Array, " n"], layer: int) -> Atte
     hidden = embed(model.params, tokens[None], config)
     for index in range(layer):
         hidden = step({name: stack[index] for name, stack in stacks.items()}, hidden)
-    normed = rms_norm(hidden, stacks["input_norm"][layer], config.rms_norm_eps)
+    normed = rms_norm(hidden, stacks["input_norm"][layer], config.norm_eps)
     query, key, value = (_project(stacks, name, layer, normed, config.head_dim) for name in ("q", "k", "v"))
     positions = jnp.arange(len(tokens))[None]
     angles = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)

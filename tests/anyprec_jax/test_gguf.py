@@ -143,7 +143,7 @@ class TestWeights:
             document["tie_word_embeddings"],
             document["attention_bias"],
         )
-        assert (config.rms_norm_eps, config.rope_theta, config.mlp_bias) == (1e-5, 10000.0, document["mlp_bias"])
+        assert (config.norm_eps, config.rope_theta, config.mlp_bias) == (1e-5, 10000.0, document["mlp_bias"])
         assert (config.bos_token_id, config.eos_token_ids, config.max_position_embeddings) == (1, (2,), 64)
         assert model.tokenizer is None
 

@@ -46,8 +46,8 @@ class TestValidation:
             ("intermediate_size", -40),
             ("num_kv_heads", 4),  # does not divide 6
             ("head_dim", 9),
-            ("rms_norm_eps", float("nan")),
-            ("rms_norm_eps", 0.0),
+            ("norm_eps", float("nan")),
+            ("norm_eps", 0.0),
             ("rope_theta", 1.0),
             ("rope_theta", float("inf")),
             ("bos_token_id", -2),
@@ -107,7 +107,7 @@ class TestHuggingFace:
             num_kv_heads=2,
             head_dim=10,
             max_position_embeddings=64,
-            rms_norm_eps=1e-5,
+            norm_eps=1e-5,
             rope_theta=10000.0,
             rope_scaling=None,
             tie_embeddings=False,
@@ -136,7 +136,7 @@ class TestHuggingFace:
             document["max_position_embeddings"],
         )
         config = config_from_huggingface(document)
-        assert (config.num_kv_heads, config.head_dim, config.rms_norm_eps, config.rope_theta) == (6, 4, 1e-6, 10000.0)
+        assert (config.num_kv_heads, config.head_dim, config.norm_eps, config.rope_theta) == (6, 4, 1e-6, 10000.0)
         assert (config.tie_embeddings, config.attention_bias, config.mlp_bias) == (False, False, False)
         assert (config.bos_token_id, config.eos_token_ids, config.max_position_embeddings) == (1, (2,), 2048)
 
