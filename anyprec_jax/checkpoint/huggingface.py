@@ -116,16 +116,17 @@ def save_folder(path: Path, model: Model, *, max_shard_bytes: int = MAX_SHARD_BY
       OSError: `path` is taken, or cannot be written.
     """
     _check_plain(model)
-    write_folder(path, model_source(model), max_shard_bytes=max_shard_bytes)
+    write_folder(path, model_source(model), max_shard_bytes=max_shard_bytes, is_export=False)
 
 
-def write_folder(path: Path, source: Source, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+def write_folder(path: Path, source: Source, *, max_shard_bytes: int = MAX_SHARD_BYTES, is_export: bool = True) -> None:
     """Writes a plain source as a folder that `transformers` and `load_folder` read; it appears whole or not at all.
 
     Args:
       path: must not exist, or be an empty folder.
       source: without quantized matrices (`source.plain_source`). Weights keep their dtypes.
       max_shard_bytes: above this the weights go to several files; a tensor is never split.
+      is_export: write a record with sizes and checksums, too.
 
     Raises:
       OSError: `path` is taken, there is not enough room, or it cannot be written.
@@ -154,7 +155,8 @@ def write_folder(path: Path, source: Source, *, max_shard_bytes: int = MAX_SHARD
         if source.tokenizer is not None:
             source.tokenizer.save(folder)
         files = _write_shards(folder, described, read, max_shard_bytes)
-        export_record.write(folder, source, files)
+        if is_export:
+            export_record.write(folder, source, files)
 
 
 def by_layer(config: ModelConfig) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:

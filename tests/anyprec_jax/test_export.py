@@ -37,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     save(folder / "artefact", with_affine_head(quantized_tiny_model(**SIZES, tie_embeddings=False)))
     export(folder / "artefact", folder / "upstream", "upstream")
-    save(folder / "plain", tiny_model())
+    save(folder / "head", quantized_tiny_model(**SIZES, tie_embeddings=False))  # whose product is that of plain rows
+    save(folder / "saved", tiny_model())
+    export(folder / "saved", folder / "plain", "huggingface")
     return folder
 
 
@@ -54,12 +56,12 @@ def assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> Non
 
 def test_transformers_computes_what_we_do_at_that_precision(folder: Path, tmp_path: Path) -> None:
     for precision in (2, 3):
-        export(folder / "artefact", tmp_path / f"{precision}", "huggingface", precision=precision)
+        export(folder / "head", tmp_path / f"{precision}", "huggingface", precision=precision)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"{precision}")
         assert theirs.dtype == torch.float32
         with torch.no_grad():
             got = theirs(torch.from_numpy(TOKENS[None])).logits[0].numpy()
-        assert_close(got, logits(folder / "artefact", precision), 2e-5)
+        assert_close(got, logits(folder / "head", precision), 2e-5)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "2")("abc")["input_ids"]
 
 
@@ -110,7 +112,6 @@ def test_plain_models_keep_their_dtypes(tmp_path: Path) -> None:
         for name, values in tensors.items()
     }
     safetensors.numpy.save_file(mixed, tmp_path / "plain" / "model.safetensors")
-    (tmp_path / "plain" / "export.json").unlink()
     export(tmp_path / "plain", tmp_path / "orbax", "orbax")
     arrays = manifest.read(tmp_path / "orbax").arrays
     assert arrays["layers/up_proj"].dtype == "bfloat16" and arrays["layers/q_proj"].dtype == "float16"
@@ -125,20 +126,20 @@ def test_plain_models_keep_their_dtypes(tmp_path: Path) -> None:
 
 
 def test_an_orbax_folder_is_a_model(folder: Path, tmp_path: Path) -> None:
-    export(folder / "artefact", tmp_path / "orbax", "orbax", precision=3)
+    export(folder / "head", tmp_path / "orbax", "orbax", precision=3)
     found = manifest.read(tmp_path / "orbax")
     assert found.matrices == {} and found.provenance["read_at"] == 3
-    assert_close(logits(tmp_path / "orbax"), logits(folder / "artefact", 3), 1e-5)
+    assert_close(logits(tmp_path / "orbax"), logits(folder / "head", 3), 1e-5)
 
 
 def test_the_example_computes_our_logits_without_us(folder: Path, tmp_path: Path) -> None:
     example = runpy.run_path(str(EXAMPLE))
-    config = json.loads((folder / "artefact" / "config.json").read_text())
-    export(folder / "artefact", tmp_path / "orbax", "orbax", precision=4)
-    for path, precision in ((folder / "artefact", 2), (tmp_path / "orbax", None)):
-        with jax.numpy_dtype_promotion("standard"):
+    config = json.loads((folder / "head" / "config.json").read_text())
+    export(folder / "head", tmp_path / "orbax", "orbax", precision=4)
+    for path, precision in ((folder / "head", 2), (tmp_path / "orbax", None)):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             got = example["logits"](example["parameters"](path, precision), config, jnp.asarray(TOKENS))
-        assert_close(got, logits(folder / "artefact", precision or 4), 1e-5)
+        assert_close(got, logits(folder / "head", precision or 4), 1e-5)
 
 
 def test_the_example_imports_nothing_of_ours(folder: Path) -> None:
@@ -288,7 +289,7 @@ def test_weights_are_read_layer_after_layer(folder: Path, tmp_path: Path) -> Non
     """In the order of the model, each once: what a reader of shards meets, and what checks the checksums."""
     from anyprec_jax.checkpoint import huggingface
 
-    source = plain_source(open_source(folder / "artefact", precisions=[2]), precision=2, dtype=None)
+    source = plain_source(open_source(folder / "head", precisions=[2]), precision=2, dtype=None)
     read: list[tuple[str, int | None]] = []
 
     def recorded(parameter: str, layer: int | None) -> Any:
@@ -303,7 +304,7 @@ def test_weights_are_read_layer_after_layer(folder: Path, tmp_path: Path) -> Non
     assert len(set(index.values())) > 3
     record = json.loads((tmp_path / "out" / "export.json").read_text())["files"]
     assert set(record) == set(index.values())
-    assert_close(logits(tmp_path / "out"), logits(folder / "artefact", 2), 1e-5)
+    assert_close(logits(tmp_path / "out"), logits(folder / "head", 2), 1e-5)
 
 
 @pytest.mark.parametrize(
