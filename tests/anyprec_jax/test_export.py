@@ -73,7 +73,7 @@ def test_plain_weights_are_those_that_the_precision_stands_for(folder: Path, tmp
         got = load(tmp_path / source).params
         assert set(got) == set(expected)
         for name in ("embedding", "head"):
-            np.testing.assert_allclose(got[name], expected[name], rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(got[name], expected[name], rtol=1e-6, atol=2.0**-22)
         for a, b in zip(jax.tree.leaves(got["layers"]), jax.tree.leaves(expected["layers"]), strict=True):
             np.testing.assert_array_equal(a, b)
 
