@@ -21,7 +21,7 @@ SIZES: dict[str, int] = {
     "num_kv_heads": 4,
     "head_dim": 64,
 }
-LAYERS = 64
+LAYERS = 48
 LAYER_WEIGHTS = 512 * 512 * 3 + 3 * 512 * 1536
 
 # The peak is that of the process (not ru_maxrss, which a child inherits): conversions of the small model first.
@@ -39,7 +39,6 @@ for size in ("small", "large"):
     export(here / "artefact", here / "huggingface", "huggingface", precision=4, dtype="float16")
     export(here / "artefact", here / "upstream", "upstream")
     export(here / "upstream", here / "back", "artefact")
-    export(here / "huggingface", here / "orbax", "orbax")
     print(peak())
 """
 
@@ -56,32 +55,32 @@ def repeated(num_layers: int) -> Source:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
 def test_the_peak_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    for name, num_layers in (("small", 16), ("large", LAYERS)):
+    for name, num_layers in (("small", 12), ("large", LAYERS)):
         orbax.write_folder(tmp_path / name / "artefact", repeated(num_layers), provenance={})
     done = subprocess.run([sys.executable, "-c", _PROGRAM, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     small, large = map(int, done.stdout.split())
     assert large <= 4 * LAYER_WEIGHTS + 500_000_000
-    # The files of the large model are of 100 MB in 4 bits and of 400 MB as float16.
+    # The files of the large model are of 75 MB in 4 bits and of 300 MB as float16, four times those of the small one.
     packed = (tmp_path / "large" / "upstream" / "pytorch_model.bin").stat().st_size
     plain = (tmp_path / "large" / "huggingface" / "model.safetensors").stat().st_size
-    assert packed > 90_000_000 and plain > 380_000_000
-    assert large - small <= 40_000_000
+    assert packed > 75_000_000 and plain > 300_000_000
+    assert large - small <= 35_000_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
 def test_a_model_larger_than_memory_is_allowed_to_be(tmp_path: Path) -> None:
-    """2 GB of zeros, a hole in the file, under a limit of its largest layer in float32 and 500 MB."""
+    """1.2 GB of zeros, a hole in the file, under a limit of its largest layer in float32 and 500 MB."""
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 2048,
-        "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "intermediate_size": 8192, "num_hidden_layers": 10, "num_attention_heads": 32, "num_key_value_heads": 8,
         "tie_word_embeddings": True,
     }  # fmt: skip
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(config))
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (512, 2048), "model.norm": (2048,)}
-    for layer in range(16):
+    for layer in range(10):
         at = f"model.layers.{layer}"
         shapes |= {f"{at}.self_attn.{name}_proj": (2048, 2048) for name in "qo"}
         shapes |= {f"{at}.self_attn.{name}_proj": (512, 2048) for name in "kv"}
@@ -96,7 +95,7 @@ def test_a_model_larger_than_memory_is_allowed_to_be(tmp_path: Path) -> None:
     with (model / "model.safetensors").open("wb") as stream:
         stream.write(len(encoded).to_bytes(8, "little") + encoded)
         stream.truncate(8 + len(encoded) + end)
-    assert end > 1_900_000_000
+    assert end > 1_200_000_000
     program = """
 import resource, sys
 from anyprec_jax.checkpoint.formats import export
