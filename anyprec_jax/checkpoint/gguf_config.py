@@ -177,8 +177,7 @@ def _rotary(
     reader: GGUFReader, prefix: str, head_dim: int, stored: Mapping[str, ReaderTensor], family: Family
 ) -> dict[str, Any]:
     rotated = required(reader, f"{prefix}.rope.dimension_count", int, head_dim)
-    is_partial = family.rotary_share != 1 or family.model_type == "phi3"
-    if rotated != head_dim and not is_partial:
+    if rotated != head_dim and not family.partial_rotary:
         raise ValueError(
             f"{prefix}.rope.dimension_count {rotated} is not supported; supported is the width of a head, {head_dim}"
         )

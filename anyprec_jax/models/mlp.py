@@ -90,7 +90,7 @@ def _matrix(weight: Any, expert: Array) -> Any:
         return StackedMatrix(flat_stack(weight.stack), first + expert)
     if isinstance(weight, Matrix):
         return StackedMatrix(weight, expert)
-    return jax.lax.dynamic_index_in_dim(jnp.asarray(weight), expert, keepdims=False)
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(jnp.asarray(leaf), expert, keepdims=False), weight)
 
 
 def _mlp(layer: Mapping[str, Any], x: Array, config: ModelConfig, precision: int | None) -> Array:

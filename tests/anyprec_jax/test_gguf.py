@@ -346,7 +346,10 @@ class TestRope:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another architecture": ({"architecture": "mamba"}, "architecture 'mamba' is not supported; supported are llama"),
-    "experts": ({"settings": {"llama.expert_count": 8}}, "mixtures of experts"),
+    "experts that are not there": (
+        {"settings": {"llama.expert_count": 8, "llama.expert_used_count": 2}},
+        "lacks the tensor blk.0.ffn_gate_inp.weight",
+    ),
     "a part": ({"settings": {"split.count": 3}}, "split"),
     "no size": ({"settings": {"llama.embedding_length": None}}, "metadata lack llama.embedding_length"),
     "a size in letters": ({"settings": {"llama.embedding_length": "24"}}, "llama.embedding_length should be a int"),

@@ -7,7 +7,7 @@ from anyprec_jax.models.families.family import LAYERS, Family, Layout
 from anyprec_jax.models.families.registry import FAMILIES
 from anyprec_jax.models.families.settings import config_from_huggingface, config_to_huggingface
 from anyprec_jax.models.families.shapes import parameter_shapes, tensors
-from anyprec_jax.models.families.stored import StoredTensor, packed, stored_tensors, unpacked
+from anyprec_jax.models.families.stored import StoredTensor, packed, stored_tensors, tensor_name, unpacked
 
 __all__ = [
     "FAMILIES",
@@ -20,6 +20,7 @@ __all__ = [
     "packed",
     "parameter_shapes",
     "stored_tensors",
+    "tensor_name",
     "tensors",
     "unpacked",
 ]

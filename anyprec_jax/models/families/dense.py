@@ -267,6 +267,7 @@ PHI3 = Family(
         },
         derived=(".rotary_emb.inv_freq",),
     ),
+    partial_rotary=True,
     gguf_architecture="phi3",
     gguf=Layout(
         modules={

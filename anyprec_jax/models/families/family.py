@@ -54,7 +54,8 @@ class Family:
       prefix: what its tensors' names begin with, unless they belong to the head; some checkpoints leave it away.
       activation_names: activation -> how `config.json` calls it, where that is not the usual name.
       theta: base of the rotary wavelengths where `config.json` is silent.
-      rotary_share: part of a head that is rotated, where `config.json` is silent.
+      partial_rotary: a part of every head may be rotated.
+      rotary_share: that part, where `config.json` is silent.
       gguf_architecture: `general.architecture` of its GGUF files; None where there is no such format.
       gguf: layout of its GGUF files.
     """
@@ -70,9 +71,15 @@ class Family:
     prefix: str = "model."
     activation_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     theta: float = 10_000.0
+    partial_rotary: bool = False
     rotary_share: float = 1.0
     gguf_architecture: str | None = None
     gguf: Layout | None = None
+
+    @property
+    def modules(self) -> Mapping[str, str]:
+        """Parameter -> module of its Hugging Face checkpoints."""
+        return self.layout.modules
 
 
 SETTINGS: Mapping[str, str | tuple[str, ...]] = MappingProxyType(

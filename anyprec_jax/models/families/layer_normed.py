@@ -40,6 +40,7 @@ STABLELM = Family(
         },
         derived=(".rotary_emb.inv_freq",),
     ),
+    partial_rotary=True,
     rotary_share=0.25,
     gguf_architecture="stablelm",
     gguf=Layout(modules=GGUF_MODULES),
@@ -237,6 +238,7 @@ GPT_NEOX = Family(
         derived=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
     ),
     prefix="gpt_neox.",
+    partial_rotary=True,
     rotary_share=0.25,
     gguf_architecture="gptneox",
     gguf=Layout(

@@ -43,7 +43,8 @@ def config_from_huggingface(document: Any) -> ModelConfig:
         fields["head_dim"] = _default_head_dim(fields["hidden_size"], fields["num_heads"])
     if fields.get("pad_token_id") == -1:  # how Llama 1 spells "none"
         fields["pad_token_id"] = None
-    fields["norm_eps"] = real(fields, "norm_eps")
+    eps = str(family.settings.get("norm_eps", "norm_eps"))
+    fields["norm_eps"] = real({eps: fields["norm_eps"]}, eps)
     fields["eos_token_ids"] = _as_tuple(fields["eos_token_ids"])
     fields |= family.read(document, fields)
     if fields.get("rotary_dim") is None:
@@ -95,6 +96,8 @@ def _rotary(document: Mapping[str, Any], family: Family, head_dim: Any) -> dict[
     shares = (given.get("partial_rotary_factor"), document.get("partial_rotary_factor"), document.get("rotary_pct"))
     share = next((share for share in shares if share is not None), family.rotary_share)
     share = real({"partial_rotary_factor": share}, "partial_rotary_factor")
+    if share != 1 and not family.partial_rotary:
+        raise ValueError(f"partial_rotary_factor {share} is not supported in this family; supported is 1")
     if not 0 < share <= 1:
         raise ValueError(f"partial_rotary_factor should be above 0 and at most 1, got {share}")
     rotated = None if share == 1 else int(head_dim * share) if isinstance(head_dim, int) else None

@@ -1,7 +1,7 @@
 """The tensors of a file, and the parameters that lie in them."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,12 +37,12 @@ def stored_tensors(layout: Layout, config: ModelConfig) -> Iterator[StoredTensor
         whole = whole[::-1] if first in layout.transposed else whole
         for layer in layers:
             for index in indices:
-                yield StoredTensor(tensor_name(layout, first, layer, index), whole, parameters, layer, index)
+                yield StoredTensor(tensor_name(layout.modules, first, layer, index), whole, parameters, layer, index)
 
 
-def tensor_name(layout: Layout, parameter: str, layer: int | None, index: int | None = None) -> str:
-    """What a file calls the tensor that a parameter of one layer lies in."""
-    module = _module(layout, parameter).format(layer=layer, index=index)
+def tensor_name(modules: Mapping[str, str], parameter: str, layer: int | None, index: int | None = None) -> str:
+    """What a file calls the tensor that a parameter of one layer lies in; `layer` is None outside the layers."""
+    module = modules[parameter.removesuffix("_bias")].format(layer=layer, index=index)
     return f"{module}.bias" if parameter.endswith("_bias") else f"{module}.weight"
 
 
