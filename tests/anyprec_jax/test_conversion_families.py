@@ -32,7 +32,8 @@ def config_of(family: str) -> ModelConfig:
     document = random_model(BY_FAMILY[family]).config.to_dict()
     config = config_from_huggingface(json.loads(json.dumps(document, default=str)))
     rotary = None if config.rotary_dim is None else 8
-    return dataclasses.replace(config, **SIZES, rotary_dim=rotary, rope_scaling=None, query_scale=None)
+    scale = None if config.query_scale is None else 0.3
+    return dataclasses.replace(config, **SIZES, rotary_dim=rotary, rope_scaling=None, query_scale=scale)
 
 
 def random_source(config: ModelConfig, *, quantized: bool) -> Source:
