@@ -1,8 +1,10 @@
 """Models converted from one format into another, on disk."""
 
 import dataclasses
+import hashlib
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +17,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
-import transformers
 
-from anyprec_jax.checkpoint import load, manifest, save
+from anyprec_jax.checkpoint import huggingface, load, manifest, save
 from anyprec_jax.checkpoint.formats import export, open_source
 from anyprec_jax.checkpoint.source import plain_source
 from anyprec_jax.checkpoint.tree import chunk_shape
@@ -55,6 +55,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> Non
 
 
 def test_transformers_computes_what_we_do_at_that_precision(folder: Path, tmp_path: Path) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     for precision in (2, 3):
         export(folder / "head", tmp_path / f"{precision}", "huggingface", precision=precision)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"{precision}")
@@ -163,8 +164,6 @@ def logits_after(path: Path, tokens: list[int]) -> np.ndarray:
 
 def test_sizes_and_checksums(folder: Path, tmp_path: Path) -> None:
     """As `sha256sum` would give them, beside where the files came from."""
-    import hashlib
-
     export(folder / "artefact", tmp_path / "out", "huggingface", precision=2)
     for path, file in ((tmp_path / "out", "model.safetensors"), (folder / "upstream", "pytorch_model.bin")):
         record = json.loads((path / "export.json").read_text())
@@ -220,8 +219,6 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_source_leaves_nothing(kind: str, folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     name, damage, message = DAMAGE[kind]
     shutil.copytree(folder / name, tmp_path / "in")
     damage(tmp_path / "in")
@@ -239,8 +236,6 @@ def test_a_damaged_source_leaves_nothing(kind: str, folder: Path, tmp_path: Path
 def test_a_full_disk_is_said_before_anything_is_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     for source, target, precision in (
         ("artefact", "huggingface", 3),
@@ -287,8 +282,6 @@ def test_what_is_there_is_not_overwritten(target: str, folder: Path, tmp_path: P
 
 def test_weights_are_read_layer_after_layer(folder: Path, tmp_path: Path) -> None:
     """In the order of the model, each once: what a reader of shards meets, and what checks the checksums."""
-    from anyprec_jax.checkpoint import huggingface
-
     source = plain_source(open_source(folder / "head", precisions=[2]), precision=2, dtype=None)
     read: list[tuple[str, int | None]] = []
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from anyprec_jax.checkpoint import torch_file
 from anyprec_jax.checkpoint.torch_file import TorchFile
 from anyprec_jax.checkpoint.torch_pickle import Storage, Tensor, read_tensors, write_tensors
+
+torch = pytest.importorskip("torch", reason="the files are PyTorch's own: install the extra 'parity'")
 
 DTYPES = [
     torch.float32,

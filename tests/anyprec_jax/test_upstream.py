@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.checkpoint import load, save, upstream
@@ -22,6 +21,8 @@ from anyprec_jax.models.fusion import unfused
 from anyprec_jax.models.model import with_affine_head
 from tests.anyprec_jax import oracles_upstream as oracle
 from tests.anyprec_jax.tiny import quantized_tiny_model
+
+torch = pytest.importorskip("torch", reason="the files are PyTorch's own: install the extra 'parity'")
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALIGNED: dict[str, int] = {
