@@ -23,7 +23,10 @@ from anyprec_jax.models.rope_scaling import (
 
 ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 # What llama.cpp knows of an architecture and its files do not say.
-_GEMMA_27B = {"gemma2": 46, "gemma3": 62}  # layers of the models whose queries are scaled by the width of hidden / heads
+_GEMMA_27B = {
+    "gemma2": 46,
+    "gemma3": 62,
+}  # layers of the models whose queries are scaled by the width of hidden / heads
 _GEMMA3_PATTERN = 6
 _SMOLLM3_PATTERN = 4
 _ALWAYS_NORMALIZED = ("mixtral", "qwen3_moe")
@@ -42,7 +45,9 @@ def family_of(reader: GGUFReader) -> tuple[str, Family]:
             return name, family
     names = sorted({family.gguf_architecture for family in FAMILIES.values() if family.gguf_architecture})
     if architecture in names:
-        raise ValueError(f"GGUF architecture {architecture!r} {'with' if has_experts else 'without'} experts is not supported")
+        raise ValueError(
+            f"GGUF architecture {architecture!r} {'with' if has_experts else 'without'} experts is not supported"
+        )
     raise ValueError(f"GGUF architecture {architecture!r} is not supported; supported are {', '.join(names)}")
 
 
@@ -138,7 +143,11 @@ def _of_family(
         found["query_scale"] = (fields["hidden_size"] / fields["num_heads"] if is_27b else fields["head_dim"]) ** -0.5
         found["embedding_scale"] = math.sqrt(fields["hidden_size"])
         found["logit_cap"] = _number(reader, f"{prefix}.final_logit_softcapping")
-        pattern = 2 if name == "gemma2" else required(reader, f"{prefix}.attention.sliding_window_pattern", int, _GEMMA3_PATTERN)
+        pattern = (
+            2
+            if name == "gemma2"
+            else required(reader, f"{prefix}.attention.sliding_window_pattern", int, _GEMMA3_PATTERN)
+        )
         found |= {"window": window, "global_layers": tuple(layer for layer in layers if (layer + 1) % pattern == 0)}
     if name == "gemma2":
         found["score_cap"] = _number(reader, f"{prefix}.attn_logit_softcapping")
@@ -179,7 +188,9 @@ def _rotary(
 
 def _longrope(reader: GGUFReader, prefix: str, rotated: int, stored: Mapping[str, ReaderTensor]) -> LongRopeScaling:
     """Phi-3's: two tensors of factors."""
-    factors = [tuple(map(shortest, np.asarray(stored[name].data, np.float32))) for name in (SHORT_FACTORS, LONG_FACTORS)]
+    factors = [
+        tuple(map(shortest, np.asarray(stored[name].data, np.float32))) for name in (SHORT_FACTORS, LONG_FACTORS)
+    ]
     return LongRopeScaling(
         short_factors=factors[0],
         long_factors=factors[1],
@@ -201,9 +212,7 @@ def _rope_scaling(
     kind = required(reader, f"{prefix}.rope.scaling.type", str, "linear")
     factor = number("scaling.factor", number("scale_linear", 1.0)) or 1.0  # llama.cpp: 0 is none
     if kind not in ("none", "linear", "yarn"):
-        raise ValueError(
-            f"rope scaling {kind!r} is not supported; supported are none, linear, yarn and {ROPE_FACTORS}"
-        )
+        raise ValueError(f"rope scaling {kind!r} is not supported; supported are none, linear, yarn and {ROPE_FACTORS}")
     if kind == "none" or factor == 1.0:
         return None if factors is None else _scaling_by_factors(np.asarray(factors.data, np.float32), rotated, theta)
     if factors is not None:

@@ -194,7 +194,9 @@ def _check_tensors(config: ModelConfig, headers: Mapping[str, _Tensor], path: Pa
         if tensor is None:
             raise ValueError(f"{path} lacks the tensor {wanted.name}, which {_CONFIG} calls for")
         if tensor.shape != wanted.shape:
-            raise ValueError(f"{tensor.file}: {wanted.name} has shape {tensor.shape}, {_CONFIG} calls for {wanted.shape}")
+            raise ValueError(
+                f"{tensor.file}: {wanted.name} has shape {tensor.shape}, {_CONFIG} calls for {wanted.shape}"
+            )
         if tensor.dtype not in _DTYPES:
             raise ValueError(
                 f"{tensor.file}: {wanted.name} is {tensor.dtype}; weights should be one of {', '.join(_DTYPES)}"

@@ -29,13 +29,32 @@ MORE: dict[str, dict[str, Any]] = {
     "smollm3": {"unrotated_layers": (1,)},
     "mistral": {"window": 5},
     "qwen2": {"window": 5, "global_layers": (0,)},
-    "gemma2": {"window": 5, "global_layers": (1,), "score_cap": 5.0, "logit_cap": 9.0, "activation": "gelu_tanh", "embedding_scale": 3.0},
-    "gemma3": {"window": 5, "global_layers": (1,), "window_rope_theta": 100.0, "activation": "gelu_tanh", "query_scale": 0.2},
+    "gemma2": {
+        "window": 5,
+        "global_layers": (1,),
+        "score_cap": 5.0,
+        "logit_cap": 9.0,
+        "activation": "gelu_tanh",
+        "embedding_scale": 3.0,
+    },
+    "gemma3": {
+        "window": 5,
+        "global_layers": (1,),
+        "window_rope_theta": 100.0,
+        "activation": "gelu_tanh",
+        "query_scale": 0.2,
+    },
     "phi3": {"rotary_dim": 6},
     "stablelm": {"rotary_dim": 2, "head_norm": "separate", "qkv_bias": True},
     "gpt2": {"activation": "gelu_tanh", "num_kv_heads": 6},
     "opt": {"activation": "relu", "num_kv_heads": 6, "embedding_size": 20},
-    "gpt_neox": {"activation": "gelu", "num_kv_heads": 6, "rotary_dim": 2, "residual": "parallel", "attention_bias": True},
+    "gpt_neox": {
+        "activation": "gelu",
+        "num_kv_heads": 6,
+        "rotary_dim": 2,
+        "residual": "parallel",
+        "attention_bias": True,
+    },
     "mixtral": {"num_experts": 4, "experts_per_token": 2},
     "qwen3_moe": {"num_experts": 3, "experts_per_token": 2},
     "olmoe": {"num_experts": 3, "experts_per_token": 1, "qkv_limit": 1.0},
@@ -43,7 +62,14 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def small_config(family: str, **changes: Any) -> ModelConfig:
-    sizes = {"vocab_size": 260, "hidden_size": 48, "intermediate_size": 40, "num_layers": 2, "num_heads": 6, "num_kv_heads": 2}
+    sizes = {
+        "vocab_size": 260,
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "num_layers": 2,
+        "num_heads": 6,
+        "num_kv_heads": 2,
+    }
     settings = {"family": family, "head_dim": 8, "max_position_embeddings": 64, "tie_embeddings": True, **sizes}
     return ModelConfig(**{**settings, **FAMILIES[family].flags, **MORE.get(family, {}), **changes})
 
@@ -85,7 +111,9 @@ def test_every_family_can_be_quantized(family: str, tmp_path: Path) -> None:
 
     cache = init_cache(model.config, batch=1, length=12)
     for position in range(12):  # of experts, those that a token needs
-        step, cache = forward(quantized.params, tokens[:, position : position + 1], model.config, precision=8, cache=cache)
+        step, cache = forward(
+            quantized.params, tokens[:, position : position + 1], model.config, precision=8, cache=cache
+        )
         # One row goes through the native product, which rounds activations to 16 bits.
         assert largest_difference(step[:, 0], logits[:, position]) < 5e-3
 
