@@ -1,5 +1,6 @@
 """A small model of every family, quantized, saved and read: what it says is close to what the model says."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +25,20 @@ from anyprec_jax.sensitivity import mean_nll, sequence_accumulator, zeros
 from tests.anyprec_jax.tiny import TEXT, byte_tokenizer
 
 CONFIG = QuantizeConfig(seed_precision=3, parent_precision=8)
+_GEMMA = {
+    "window": 5,
+    "global_layers": (1,),
+    "activation": "gelu_tanh",
+    "embedding_scale": math.sqrt(48),
+    "query_scale": 0.2,
+}
 # What makes a model of each family unlike a Llama, beyond its flags.
 MORE: dict[str, dict[str, Any]] = {
     "smollm3": {"unrotated_layers": (1,)},
     "mistral": {"window": 5},
     "qwen2": {"window": 5, "global_layers": (0,)},
-    "gemma2": {
-        "window": 5,
-        "global_layers": (1,),
-        "score_cap": 5.0,
-        "logit_cap": 9.0,
-        "activation": "gelu_tanh",
-        "embedding_scale": 3.0,
-    },
-    "gemma3": {
-        "window": 5,
-        "global_layers": (1,),
-        "window_rope_theta": 100.0,
-        "activation": "gelu_tanh",
-        "query_scale": 0.2,
-    },
+    "gemma2": {**_GEMMA, "score_cap": 5.0, "logit_cap": 9.0},
+    "gemma3": {**_GEMMA, "window_rope_theta": 100.0},
     "phi3": {"rotary_dim": 6},
     "stablelm": {"rotary_dim": 2, "head_norm": "separate", "qkv_bias": True},
     "gpt2": {"activation": "gelu_tanh", "num_kv_heads": 6},
