@@ -33,8 +33,8 @@ class AnyPrecArray:
       * `codebooks[w][r]` is finite, and non-decreasing over the codes that occur in row r.
 
     A stack of matrices of one shape (the layers of a model) is the same type with one leading axis on every leaf, which is what
-    `jax.vmap` and `jax.lax.scan` slice off; the experts of all layers have two, [layers, experts, ...]. Leaves may also be `jax.ShapeDtypeStruct`: everything here but `validate` needs
-    shapes only.
+    `jax.vmap` and `jax.lax.scan` slice off; the experts of all layers have two, [layers, experts, ...]. Leaves may also be
+    `jax.ShapeDtypeStruct`: everything here but `validate` needs shapes only.
     """
 
     bitplanes: jax.Array  # uint32 [parent, n, ceil(k / 32)]

@@ -374,7 +374,9 @@ def _save_layer(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _without_linears(model: Model) -> Model:
-    layers = {name: leaf for name, leaf in model.params["layers"].items() if name not in linears(model.params["layers"])}
+    layers = {
+        name: leaf for name, leaf in model.params["layers"].items() if name not in linears(model.params["layers"])
+    }
     return dataclasses.replace(model, params=model.params | {"layers": layers})
 
 

@@ -38,7 +38,7 @@ def family_of(reader: GGUFReader) -> tuple[str, Family]:
     Raises:
       ValueError: an architecture that is not supported; those that are get named.
     """
-    architecture = value(reader, "general.architecture", str)
+    architecture = required(reader, "general.architecture", str)
     has_experts = bool(required(reader, f"{architecture}.expert_count", int, 0))
     for name, family in FAMILIES.items():
         if family.gguf_architecture == architecture and has_experts == ("num_experts" in family.settings):

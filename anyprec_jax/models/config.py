@@ -163,7 +163,10 @@ class ModelConfig:
     def _check_kinds(self) -> None:
         """JSON and GGUF hold any value anywhere."""
         optional = [name for name in _OPTIONAL_SIZES if getattr(self, name) is not None]
-        for names, least, what in (((*_SIZES, *optional), 1, "a positive integer"), (_COUNTS, 0, "an integer of at least 0")):
+        for names, least, what in (
+            ((*_SIZES, *optional), 1, "a positive integer"),
+            (_COUNTS, 0, "an integer of at least 0"),
+        ):
             for name in names:
                 value = getattr(self, name)
                 if not _is_integer(value) or value < least:
@@ -194,7 +197,9 @@ class ModelConfig:
         if self.rotated and isinstance(self.rope_scaling, FrequencyFactors | LongRopeScaling):
             count = self.rope_scaling.num_pairs
             if 2 * count != self.rotated:
-                raise ValueError(f"{count} rope factors, where {self.rotated} rotated dimensions have {self.rotated // 2} pairs")
+                raise ValueError(
+                    f"{count} rope factors, where {self.rotated} rotated dimensions have {self.rotated // 2} pairs"
+                )
         for name in ("global_layers", "unrotated_layers"):
             layers = getattr(self, name)
             if not all(_is_integer(layer) and 0 <= layer < self.num_layers for layer in layers):

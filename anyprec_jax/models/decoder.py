@@ -34,13 +34,8 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from anyprec_jax.affine import AffineArray, dequantize_rows
 from anyprec_jax.array import Matrix, check_precision
-from anyprec_jax.models.attention import (
-    Attention,
-    capped_attention,
-    causal_attention,
-    dot_product_attention,
-    visible,
-)
+from anyprec_jax.models.attention import Attention, capped_attention, causal_attention
+from anyprec_jax.models.cached_attention import cached_attention
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.fusion import LINEARS as LINEARS
 from anyprec_jax.models.fusion import linears
@@ -53,9 +48,7 @@ from anyprec_jax.models.mlp import mlp
 from anyprec_jax.models.norms import normed
 from anyprec_jax.models.norms import rms_norm as rms_norm
 from anyprec_jax.models.rope import rotate
-from anyprec_jax.ops import cpu, matmul_affine
-
-_MIN_PREFIX = 128  # positions of the cache: fewer are read as fast
+from anyprec_jax.ops import matmul_affine
 
 Params: TypeAlias = Mapping[str, Any]
 
@@ -182,10 +175,8 @@ def unembed(
     if "project_out" in params:
         states = linear(states, params["project_out"], None, None)
     head = params["embedding" if config.tie_embeddings else "head"]
-    if isinstance(head, AffineArray):
-        logits = matmul_affine(states, head)
-    else:
-        logits = dense_product(states, jnp.asarray(head).astype(states.dtype))
+    is_affine = isinstance(head, AffineArray)
+    logits = matmul_affine(states, head) if is_affine else dense_product(states, jnp.asarray(head).astype(states.dtype))
     return logits if config.logit_cap is None else config.logit_cap * jnp.tanh(logits / config.logit_cap)
 
 
@@ -232,7 +223,9 @@ def _attention_of(config: ModelConfig, attention: Attention | None) -> Attention
     if attention is None:
         return capped_attention(config.score_cap)
     if config.score_cap is not None:
-        raise ValueError(f"this model caps its attention scores at {config.score_cap}: its attention cannot be replaced")
+        raise ValueError(
+            f"this model caps its attention scores at {config.score_cap}: its attention cannot be replaced"
+        )
     return attention
 
 
@@ -284,7 +277,7 @@ def _continued_sequences(
         keys = keys.at[index, rows, :, :, slots].set(key.astype(keys.dtype), mode="drop", unique_indices=True)
         values = values.at[index, rows, :, slots].set(value.astype(values.dtype), mode="drop", unique_indices=True)
         window = window_of(layer, room, config)
-        attended = _cached_attention(query, keys, values, index, positions, window, attention)
+        attended = cached_attention(query, keys, values, index, positions, window, attention)
         return (_layer_output(layer, hidden, attended, config, precision), keys, values), None
 
     start = (embed(params, tokens, config, positions), cache.keys, cache.values)
@@ -292,71 +285,6 @@ def _continued_sequences(
     fits = cache.lengths + lengths <= room
     hidden = _nan_unless(fits[:, None] & _are_known(tokens, positions, lengths, config), hidden)
     return hidden, KVCache(keys, values, cache.lengths + lengths)
-
-
-def _cached_attention(
-    query: Array,
-    keys: Array,
-    values: Array,
-    index: Array,
-    positions: Array,
-    window: Array | int | None,
-    attention: Attention,
-) -> Array:
-    """`attention` of new positions [batch, seq, heads, head_dim] to what one layer's cache holds, themselves included.
-
-    One position at a time, exact attention on CPU is a native call that reads the cache in place. It has no caps and no windows: with
-    either, or another `attention`, XLA computes it.
-    """
-    plain = functools.partial(_prefix_attention, attention=attention)
-    operands = (query, keys, values, index, positions)
-    is_step = query.shape[1] == 1 and attention is dot_product_attention and window is None
-    if not is_step or query.dtype != jnp.float32 or keys.dtype != jnp.float32 or cpu.why_unavailable() is not None:
-        return plain(*operands, window)
-
-    def native(query: Array, keys: Array, values: Array, index: Array, positions: Array) -> Array:
-        # A row that does not fit into its cache becomes NaN elsewhere.
-        lengths = jnp.clip(positions[:, 0] + 1, 1, values.shape[3])
-        return cpu.attention(query[:, 0], keys, values, index, lengths)[:, None]
-
-    return jax.lax.platform_dependent(*operands, cpu=native, default=functools.partial(plain, window=None))
-
-
-def _prefix_attention(
-    query: Array,
-    keys: Array,
-    values: Array,
-    index: Array,
-    positions: Array,
-    window: Array | int | None,
-    *,
-    attention: Attention,
-) -> Array:
-    """The same in XLA, whatever `attention` is.
-
-    One position at a time, only as much of the cache is read as is filled, up to the next power of two. That costs a compiled
-    branch for every power: longer pieces read all of it.
-    """
-    room = values.shape[3]
-    mask = visible(positions, jnp.arange(room, dtype=jnp.int32), window)
-
-    def attend(size: int) -> Array:
-        def prefix(cache: Array, axis: int) -> Array:
-            """[batch, size, kv_heads, head_dim], as `attention` takes it, of a cache with positions along `axis`."""
-            layer = jax.lax.dynamic_index_in_dim(cache, index, keepdims=False)
-            layer = jax.lax.slice_in_dim(layer, 0, size, axis=axis)
-            return jnp.moveaxis(layer, axis, 1).astype(query.dtype)
-
-        return jax.vmap(attention)(query, prefix(keys, 3), prefix(values, 2), mask[:, :, :size])
-
-    sizes = [room]
-    while query.shape[1] == 1 and sizes[0] > _MIN_PREFIX:
-        sizes.insert(0, -(-sizes[0] // 2))
-    if len(sizes) == 1:
-        return attend(room)
-    filled = jnp.minimum(jnp.max(positions) + 1, room)
-    branch = jnp.searchsorted(jnp.asarray(sizes[:-1], jnp.int32), filled)
-    return jax.lax.switch(branch, [functools.partial(attend, size) for size in sizes])
 
 
 def _are_known(tokens: Array, positions: Array, lengths: Array, config: ModelConfig) -> Array:

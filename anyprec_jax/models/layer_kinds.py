@@ -72,7 +72,9 @@ def rotations(
     return Rotations(*(jnp.stack(parts) for parts in zip(*found, strict=True)))
 
 
-def rotation_of(layer: Mapping[str, Any], all_kinds: Rotations | None, config: ModelConfig) -> tuple[Array, Array] | None:
+def rotation_of(
+    layer: Mapping[str, Any], all_kinds: Rotations | None, config: ModelConfig
+) -> tuple[Array, Array] | None:
     """Cosine and sine of one layer, [batch, seq, pairs]."""
     if all_kinds is None:
         return None

@@ -116,9 +116,7 @@ def _yarn(radian: Float32[np.ndarray, " pairs"], theta: float, scaling: YarnScal
     def pair_that_turns(times: float) -> float:
         """The (fractional) pair that turns this many times over the original context."""
         return (
-            rotated
-            * math.log(scaling.original_max_position_embeddings / (times * 2 * math.pi))
-            / (2 * math.log(theta))
+            rotated * math.log(scaling.original_max_position_embeddings / (times * 2 * math.pi)) / (2 * math.log(theta))
         )
 
     start, end = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)

@@ -70,7 +70,6 @@ class FrequencyFactors:
         for factor in self.factors:
             _require_number("factors", factor)
 
-
     @property
     def num_pairs(self) -> int:
         """Rotated pairs of a head."""
@@ -274,7 +273,9 @@ def _factors(parameters: Mapping[str, Any], key: str) -> tuple[float, ...]:
 
 
 def _read_dynamic(parameters: Mapping[str, Any]) -> DynamicScaling:
-    return DynamicScaling(factor=real(parameters, "factor"), original_max_position_embeddings=_original_length(parameters))
+    return DynamicScaling(
+        factor=real(parameters, "factor"), original_max_position_embeddings=_original_length(parameters)
+    )
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], RopeScaling | None]] = {

@@ -31,9 +31,7 @@ def attention_inputs(model: Model, tokens: Int[Array, " n"], layer: int) -> Atte
     query, key, value = (_project(stacks, name, layer, normed, config.head_dim) for name in ("q", "k", "v"))
     positions = jnp.arange(len(tokens))[None]
     lengths = jnp.asarray([len(tokens)], jnp.int32)
-    angles = rotation(
-        positions, lengths, rotated=config.rotated, theta=config.rope_theta, scaling=config.rope_scaling
-    )
+    angles = rotation(positions, lengths, rotated=config.rotated, theta=config.rope_theta, scaling=config.rope_scaling)
     rotated = rotate(query, *angles) * config.head_dim**-0.5, rotate(key, *angles), value
     return AttentionInputs(*(jnp.moveaxis(part[0], 1, 0) for part in rotated))
 

@@ -126,12 +126,17 @@ _MIXED_WRONG = _WINDOW_WRONG | {
     "windows elsewhere": without(global_layers=(0,)),
 }
 _QWEN = _LLAMA | {"use_sliding_window": True, **_WINDOWED, **_LAYERS, "max_window_layers": 1}
-_GEMMA2 = _LLAMA | _WINDOWED | _LAYERS | {
-    "query_pre_attn_scalar": 7,
-    "attn_logit_softcapping": 1.5,
-    "final_logit_softcapping": 3.0,
-    "attention_bias": True,
-}
+_GEMMA2 = (
+    _LLAMA
+    | _WINDOWED
+    | _LAYERS
+    | {
+        "query_pre_attn_scalar": 7,
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 3.0,
+        "attention_bias": True,
+    }
+)
 _GEMMA_WRONG = _MIXED_WRONG | {
     "plus one": without(norm_plus_one=False),
     "embedding scale": without(embedding_scale=1.0),
@@ -144,7 +149,12 @@ _GEMMA_WRONG = _MIXED_WRONG | {
 _PHI3 = _LLAMA | {"hidden_size": 60, **_NAMES, "num_key_value_heads": 3}
 del _PHI3["head_dim"]
 _OLMO2 = _PLAIN | _NAMES | {"num_attention_heads": 6, "num_key_value_heads": 3, "rms_norm_eps": 1e-5}
-_STABLELM = _PLAIN | {"partial_rotary_factor": 0.5, "num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 72}
+_STABLELM = _PLAIN | {
+    "partial_rotary_factor": 0.5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "hidden_size": 72,
+}
 _GPT2 = {"vocab_size": VOCABULARY, "n_embd": 60, "n_layer": 2, "n_head": 5, "n_positions": 64, **_NAMES}
 _OPT = {
     "vocab_size": VOCABULARY,
@@ -209,11 +219,12 @@ MODELS: dict[str, SmallModel] = {
         "mistral", "MistralConfig", _LLAMA | _WINDOWED | {"tie_word_embeddings": True}, _WINDOW_WRONG
     ),
     "qwen2": SmallModel(
-        "qwen2", "Qwen2Config", _LLAMA | _rope("yarn"), {"biases": dropping(*_QKV_BIASES), "scaling": without(rope_scaling=None)}
+        "qwen2",
+        "Qwen2Config",
+        _LLAMA | _rope("yarn"),
+        {"biases": dropping(*_QKV_BIASES), "scaling": without(rope_scaling=None)},
     ),
-    "qwen2: tied, windows": SmallModel(
-        "qwen2", "Qwen2Config", _QWEN | {"tie_word_embeddings": True}, _MIXED_WRONG
-    ),
+    "qwen2: tied, windows": SmallModel("qwen2", "Qwen2Config", _QWEN | {"tie_word_embeddings": True}, _MIXED_WRONG),
     "qwen3": SmallModel("qwen3", "Qwen3Config", _LLAMA, _HEAD_NORMS),
     "qwen3: tied, biases, windows": SmallModel(
         "qwen3",
@@ -235,7 +246,8 @@ MODELS: dict[str, SmallModel] = {
     "gemma3": SmallModel(
         "gemma3",
         "Gemma3TextConfig",
-        _GEMMA2 | {
+        _GEMMA2
+        | {
             "rope_parameters": {
                 "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -254,9 +266,12 @@ MODELS: dict[str, SmallModel] = {
         "phi3",
         "Phi3Config",
         _PHI3
-        | _rope("longrope", partial_rotary_factor=0.8, short_factor=[1.0, 1.1, 1.2, 1.5], long_factor=[1.0, 1.5, 2.0, 8.0])
+        | _rope(
+            "longrope", partial_rotary_factor=0.8, short_factor=[1.0, 1.1, 1.2, 1.5], long_factor=[1.0, 1.5, 2.0, 8.0]
+        )
         | {"original_max_position_embeddings": 12, "tie_word_embeddings": True, **_WINDOWED},
-        _WINDOW_WRONG | {"scaling": without(rope_scaling=None), "rotary part": without(rope_scaling=None, rotary_dim=10)},
+        _WINDOW_WRONG
+        | {"scaling": without(rope_scaling=None), "rotary part": without(rope_scaling=None, rotary_dim=10)},
     ),
     "olmo2": SmallModel(
         "olmo2",
@@ -321,7 +336,9 @@ MODELS: dict[str, SmallModel] = {
         "OPTConfig",
         _OPT | {"enable_bias": False, "_remove_final_layer_norm": True, "tie_word_embeddings": False},
     ),
-    "gpt_neox": SmallModel("gpt_neox", "GPTNeoXConfig", _NEOX | _rope("default", partial_rotary_factor=0.5), _NEOX_WRONG),
+    "gpt_neox": SmallModel(
+        "gpt_neox", "GPTNeoXConfig", _NEOX | _rope("default", partial_rotary_factor=0.5), _NEOX_WRONG
+    ),
     "gpt_neox: sequential, tied, linear": SmallModel(
         "gpt_neox",
         "GPTNeoXConfig",
@@ -352,14 +369,22 @@ MODELS: dict[str, SmallModel] = {
         "qwen3_moe",
         "Qwen3MoeConfig",
         _MOE
-        | {"num_experts": 4, "moe_intermediate_size": 24, "use_sliding_window": True, "attention_bias": True, **_WINDOWED},
+        | {
+            "num_experts": 4,
+            "moe_intermediate_size": 24,
+            "use_sliding_window": True,
+            "attention_bias": True,
+            **_WINDOWED,
+        },
         _WINDOW_WRONG | {"biases": dropping(*_QKV_BIASES), "normalized weights": without(normalized_experts=True)},
     ),
     "olmoe": SmallModel(
         "olmoe",
         "OlmoeConfig",
         _OLMOE | {"clip_qkv": 0.7, "attention_bias": True},
-        _HEAD_NORMS | _FEWER | {"limit": without(qkv_limit=None), "normalized weights": without(normalized_experts=True)},
+        _HEAD_NORMS
+        | _FEWER
+        | {"limit": without(qkv_limit=None), "normalized weights": without(normalized_experts=True)},
     ),
     "olmoe: normalized, tied": SmallModel(
         "olmoe", "OlmoeConfig", _OLMOE | {"norm_topk_prob": True, "tie_word_embeddings": True}

@@ -1,5 +1,6 @@
 """A small model of every family, quantized, saved and read: what it says is close to what the model says."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,31 @@ from anyprec_jax.sensitivity import mean_nll, sequence_accumulator, zeros
 from tests.anyprec_jax.tiny import TEXT, byte_tokenizer
 
 CONFIG = QuantizeConfig(seed_precision=3, parent_precision=8)
+_GEMMA = {
+    "window": 5,
+    "global_layers": (1,),
+    "activation": "gelu_tanh",
+    "embedding_scale": math.sqrt(48),
+    "query_scale": 0.2,
+}
 # What makes a model of each family unlike a Llama, beyond its flags.
 MORE: dict[str, dict[str, Any]] = {
     "smollm3": {"unrotated_layers": (1,)},
     "mistral": {"window": 5},
     "qwen2": {"window": 5, "global_layers": (0,)},
-    "gemma2": {"window": 5, "global_layers": (1,), "score_cap": 5.0, "logit_cap": 9.0, "activation": "gelu_tanh", "embedding_scale": 3.0},
-    "gemma3": {"window": 5, "global_layers": (1,), "window_rope_theta": 100.0, "activation": "gelu_tanh", "query_scale": 0.2},
+    "gemma2": {**_GEMMA, "score_cap": 5.0, "logit_cap": 9.0},
+    "gemma3": {**_GEMMA, "window_rope_theta": 100.0},
     "phi3": {"rotary_dim": 6},
     "stablelm": {"rotary_dim": 2, "head_norm": "separate", "qkv_bias": True},
     "gpt2": {"activation": "gelu_tanh", "num_kv_heads": 6},
     "opt": {"activation": "relu", "num_kv_heads": 6, "embedding_size": 20},
-    "gpt_neox": {"activation": "gelu", "num_kv_heads": 6, "rotary_dim": 2, "residual": "parallel", "attention_bias": True},
+    "gpt_neox": {
+        "activation": "gelu",
+        "num_kv_heads": 6,
+        "rotary_dim": 2,
+        "residual": "parallel",
+        "attention_bias": True,
+    },
     "mixtral": {"num_experts": 4, "experts_per_token": 2},
     "qwen3_moe": {"num_experts": 3, "experts_per_token": 2},
     "olmoe": {"num_experts": 3, "experts_per_token": 1, "qkv_limit": 1.0},
@@ -43,7 +57,14 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def small_config(family: str, **changes: Any) -> ModelConfig:
-    sizes = {"vocab_size": 260, "hidden_size": 48, "intermediate_size": 40, "num_layers": 2, "num_heads": 6, "num_kv_heads": 2}
+    sizes = {
+        "vocab_size": 260,
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "num_layers": 2,
+        "num_heads": 6,
+        "num_kv_heads": 2,
+    }
     settings = {"family": family, "head_dim": 8, "max_position_embeddings": 64, "tie_embeddings": True, **sizes}
     return ModelConfig(**{**settings, **FAMILIES[family].flags, **MORE.get(family, {}), **changes})
 
@@ -85,7 +106,9 @@ def test_every_family_can_be_quantized(family: str, tmp_path: Path) -> None:
 
     cache = init_cache(model.config, batch=1, length=12)
     for position in range(12):  # of experts, those that a token needs
-        step, cache = forward(quantized.params, tokens[:, position : position + 1], model.config, precision=8, cache=cache)
+        step, cache = forward(
+            quantized.params, tokens[:, position : position + 1], model.config, precision=8, cache=cache
+        )
         # One row goes through the native product, which rounds activations to 16 bits.
         assert largest_difference(step[:, 0], logits[:, position]) < 5e-3
 

@@ -37,7 +37,15 @@ class Case(NamedTuple):
 
 def neighbours(values: np.ndarray, heads: int) -> np.ndarray:
     """Rows with the two members of a rotary pair side by side."""
-    return np.stack([values[h * w + i + half] for w in [len(values) // heads] for h in range(heads) for i in range(w // 2) for half in (0, w // 2)])
+    return np.stack(
+        [
+            values[h * w + i + half]
+            for w in [len(values) // heads]
+            for h in range(heads)
+            for i in range(w // 2)
+            for half in (0, w // 2)
+        ]
+    )
 
 
 def paired(tensors: Tensors, config: Any) -> Tensors:
@@ -94,7 +102,18 @@ _GEMMA = {
     "attention_bias": False,
 }
 CASES: dict[str, Case] = {
-    "llama": Case("llama: everything", "llama", {"attention_bias": False, "mlp_bias": False, "hidden_size": 60, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, {}, paired),
+    "llama": Case(
+        "llama: everything",
+        "llama",
+        {
+            "attention_bias": False,
+            "mlp_bias": False,
+            "hidden_size": 60,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+        {},
+        paired,
+    ),
     "smollm3": Case(
         "smollm3",
         "smollm3",
@@ -103,8 +122,12 @@ CASES: dict[str, Case] = {
         paired,
         is_read_by_transformers=False,
     ),
-    "mistral": Case("mistral: window", "mistral", {}, {"attention.sliding_window": 7}, paired, is_read_by_transformers=False),
-    "qwen2": Case("qwen2", "qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "hidden_size": 60}),
+    "mistral": Case(
+        "mistral: window", "mistral", {}, {"attention.sliding_window": 7}, paired, is_read_by_transformers=False
+    ),
+    "qwen2": Case(
+        "qwen2", "qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "hidden_size": 60}
+    ),
     "qwen3": Case("qwen3", "qwen3", _HEADS_OF_128),
     "gemma2": Case(
         "gemma2: everything",
@@ -143,7 +166,12 @@ CASES: dict[str, Case] = {
         {"rope.dimension_count": 4},
     ),
     "stablelm parallel": Case(
-        "stablelm: parallel, head norms, tied", "stablelm", {}, {"rope.dimension_count": 6}, gathered, is_read_by_transformers=False
+        "stablelm: parallel, head norms, tied",
+        "stablelm",
+        {},
+        {"rope.dimension_count": 6},
+        gathered,
+        is_read_by_transformers=False,
     ),
     "gpt2": Case("gpt2", "gpt2", {"vocab_size": 50257, "n_positions": 1024}, {}, transposed),
     "gpt_neox": Case(
@@ -208,11 +236,21 @@ def write(path: Path, case: Case, model: Any, kind: GGMLQuantizationType = GGMLQ
     from safetensors.numpy import load_file as load_tensors
 
     tensors = case.convert(load_tensors(path.parent / "theirs" / "model.safetensors"), model.config)
-    architecture = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == ("llama" if case.architecture == "mistral" else case.architecture))
+    architecture = next(
+        a
+        for a, name in gguf.MODEL_ARCH_NAMES.items()
+        if name == ("llama" if case.architecture == "mistral" else case.architecture)
+    )
     names = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
     writer = gguf.GGUFWriter(path, case.architecture)
     for key, value in (metadata(model.config) | dict(case.metadata)).items():
-        add = writer.add_bool if isinstance(value, bool) else writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        add = (
+            writer.add_bool
+            if isinstance(value, bool)
+            else writer.add_float32
+            if isinstance(value, float)
+            else writer.add_uint32
+        )
         add(key if key.startswith("tokenizer.") else f"{case.architecture}.{key}", value)
     for name, values in tensors.items():
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))

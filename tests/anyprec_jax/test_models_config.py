@@ -110,7 +110,9 @@ def test_each_scaling_moves_the_frequencies() -> None:
 def test_short_texts_are_rotated_as_in_training() -> None:
     lengths = jnp.asarray([32, 33], jnp.int32)
     longrope = frequencies_by_length(lengths, 10, 10000.0, SCALINGS["longrope"])
-    np.testing.assert_array_equal(longrope[0], frequencies(10, 10000.0, FrequencyFactors(factors=(1.0, 1.1, 1.2, 1.5, 2.0))))
+    np.testing.assert_array_equal(
+        longrope[0], frequencies(10, 10000.0, FrequencyFactors(factors=(1.0, 1.1, 1.2, 1.5, 2.0)))
+    )
     np.testing.assert_array_equal(longrope[1], frequencies(10, 10000.0, SCALINGS["factors"]))
     lengths = jnp.asarray([64, 96], jnp.int32)
     dynamic = frequencies_by_length(lengths, 10, 10000.0, SCALINGS["dynamic"])

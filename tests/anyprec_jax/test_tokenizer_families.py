@@ -105,7 +105,9 @@ MADE: dict[str, Callable[[], Any]] = {
     "llama 3, olmo": lambda: enclosed("<|endoftext|>"),
     "gemma": lambda: made("GemmaTokenizer", sentencepiece("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")),
     "gpt-2": lambda: made("GPT2Tokenizer", byte_level()),
-    "opt": lambda: made("GPT2Tokenizer", byte_level(), bos_token="<|im_end|>", eos_token="<|im_end|>", add_bos_token=True),
+    "opt": lambda: made(
+        "GPT2Tokenizer", byte_level(), bos_token="<|im_end|>", eos_token="<|im_end|>", add_bos_token=True
+    ),
     "qwen2": lambda: made("Qwen2Tokenizer", byte_level()),
     "qwen2, eos of a chat": lambda: made("Qwen2Tokenizer", byte_level(), eos_token="<|im_end|>"),
     "gpt-neox, stablelm": lambda: made("GPTNeoXTokenizer", byte_level()),

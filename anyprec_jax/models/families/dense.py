@@ -161,7 +161,7 @@ def _cap(document: Mapping[str, Any], key: str, default: float | None) -> float 
     return None if document.get(key, default) is None else real(document, key, default)
 
 
-def _query_scalar(config: ModelConfig) -> float:
+def _query_scalar(config: ModelConfig) -> float | int:
     scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
     scalar = scale**-2
     return round(scalar) if math.isclose(scalar, round(scalar), rel_tol=1e-12) else scalar

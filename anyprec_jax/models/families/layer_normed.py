@@ -248,4 +248,3 @@ GPT_NEOX = Family(
         }
     ),
 )
-

@@ -36,7 +36,7 @@ def config_from_huggingface(document: Any) -> ModelConfig:
         raise ValueError("the model is quantized already (it has a quantization_config): give the one it was made from")
     fields = {field: _value(document, family, field) for field in family.settings}
     fields["activation"] = _activation(fields.get("activation"), family)
-    fields |= {field: value for field, value in family.flags.items()}
+    fields |= dict(family.flags)
     if fields.get("num_kv_heads") is None:
         fields["num_kv_heads"] = fields["num_heads"]
     if fields.get("head_dim") is None:

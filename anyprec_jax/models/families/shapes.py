@@ -43,7 +43,12 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     has_input = config.norm_order in ("input", "both")
     shapes = _norm("input_norm", hidden, config) if has_input else {}
-    shapes |= {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden), "o_proj": (hidden, queries)}
+    shapes |= {
+        "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, queries),
+    }
     shapes |= _head_norms(config)
     if config.norm_order != "input":
         shapes |= _norm("attention_output_norm", hidden, config)

@@ -46,7 +46,9 @@ def tensor_name(modules: Mapping[str, str], parameter: str, layer: int | None, i
     return f"{module}.bias" if parameter.endswith("_bias") else f"{module}.weight"
 
 
-def unpacked(tensor: StoredTensor, values: np.ndarray, parameter: str, layout: Layout, config: ModelConfig) -> np.ndarray:
+def unpacked(
+    tensor: StoredTensor, values: np.ndarray, parameter: str, layout: Layout, config: ModelConfig
+) -> np.ndarray:
     """The values of one of the parameters that lie in a tensor: a view where the layout allows."""
     values = values.T if parameter in layout.transposed else values
     if layout.plus_one and parameter.endswith("norm"):
