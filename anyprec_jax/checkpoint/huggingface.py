@@ -134,9 +134,7 @@ def save_folder(path: Path, model: Model, *, max_shard_bytes: int = MAX_SHARD_BY
     write_folder(path, model_source(model), max_shard_bytes=max_shard_bytes, is_export=False)
 
 
-def write_folder(
-    path: Path, source: Source, *, max_shard_bytes: int = MAX_SHARD_BYTES, is_export: bool = True
-) -> None:
+def write_folder(path: Path, source: Source, *, max_shard_bytes: int = MAX_SHARD_BYTES, is_export: bool = True) -> None:
     """Writes a plain source as a folder that `transformers` and `load_folder` read; it appears whole or not at all.
 
     Args:
