@@ -33,8 +33,8 @@ class AnyPrecArray:
       * `codebooks[w][r]` is finite, and non-decreasing over the codes that occur in row r.
 
     A stack of matrices of one shape (the layers of a model) is the same type with one leading axis on every leaf, which is what
-    `jax.vmap` and `jax.lax.scan` slice off. Leaves may also be `jax.ShapeDtypeStruct`: everything here but `validate` needs
-    shapes only.
+    `jax.vmap` and `jax.lax.scan` slice off; the experts of all layers have two, [layers, experts, ...]. Leaves may also be
+    `jax.ShapeDtypeStruct`: everything here but `validate` needs shapes only.
     """
 
     bitplanes: jax.Array  # uint32 [parent, n, ceil(k / 32)]
@@ -52,7 +52,7 @@ class AnyPrecArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weights it stands for: `(n, k)`, or `(layers, n, k)` for a stack."""
+        """Of the weights it stands for: `(n, k)`, or `(layers, n, k)` for a stack, or `(layers, experts, n, k)`."""
         return (*self.bitplanes.shape[:-3], self.n, self.k)
 
     @property
@@ -144,7 +144,7 @@ def validate(array: Matrix) -> None:
     every_plane = np.asarray(array.bitplanes)
     stack = array.shape[:-2]
     for index in np.ndindex(*stack):
-        where = f" of matrix {index[0]} of the stack" if stack else ""
+        where = f" of matrix {', '.join(map(str, index))} of the stack" if stack else ""
         planes = every_plane[index]
         _validate_padding(planes, array.k, where)
         occupied = _occupied(planes, array.k)
@@ -163,7 +163,7 @@ def _validate_structure(array: Matrix) -> None:
     if array.k < 1:
         raise ValueError(f"k must be at least 1, got {array.k}")
     planes = array.bitplanes
-    if planes.dtype != np.uint32 or planes.ndim not in (3, 4):
+    if planes.dtype != np.uint32 or planes.ndim not in (3, 4, 5):
         raise ValueError(
             f"bitplanes must be uint32 [parent, n, words], or [layers, parent, n, words] for a stack, got {planes.dtype} "
             f"{planes.shape}"

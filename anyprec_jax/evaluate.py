@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Float32, Int32, Shaped
 from anyprec_jax.array import Matrix, nbytes
 from anyprec_jax.generation import TokenIds, check_precision, readable_precisions
 from anyprec_jax.models.config import ModelConfig
-from anyprec_jax.models.decoder import embed, layer_forward, unembed
+from anyprec_jax.models.decoder import embed, layer_forward, unembed, with_kinds
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
 from anyprec_jax.ops import dequantize_layer
@@ -126,7 +126,7 @@ class _Row:
 
     def __init__(self, model: Model, precision: int | None) -> None:
         self.config = model.config
-        self._params = model.params
+        self._layers = with_kinds(model.params["layers"], model.config)
         self._top = {name: leaf for name, leaf in model.params.items() if name != "layers"}
         self._precision = precision
         self._bits_per_weight = read_bits_per_weight(model.params, precision=precision)
@@ -138,7 +138,7 @@ class _Row:
         """What the last layer makes of each chunk; tells `step` about every chunk in every layer."""
         hidden = [embed(self._top, jnp.asarray(tokens), self.config).astype(jnp.float32) for tokens, _ in chunks]
         for index in range(self.config.num_layers):
-            layer = _plain_layer(self._params["layers"], jnp.int32(index), precision=self._precision)
+            layer = _plain_layer(self._layers, jnp.int32(index), precision=self._precision)
             for position, states in enumerate(hidden):
                 hidden[position] = jax.block_until_ready(_layer_output(layer, states, config=self.config))
                 step()
@@ -215,7 +215,8 @@ def _plain_layer(layers: dict[str, Any], index: Int32[Array, ""], *, precision: 
     def plain(stack: Any) -> Array:
         if precision is not None and isinstance(stack, Matrix):
             return dequantize_layer(stack, index, precision=precision)
-        return jax.lax.dynamic_index_in_dim(stack, index, keepdims=False).astype(jnp.float32)
+        leaf = jax.lax.dynamic_index_in_dim(stack, index, keepdims=False)
+        return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return {name: plain(stack) for name, stack in layers.items()}
 

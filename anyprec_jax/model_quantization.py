@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -95,42 +96,49 @@ def quantize_model(
     with _run_folder(out, provenance, _bytes_needed(model, config)) as folder:
         scores = None if windows is None else _measure_sensitivity(model, windows, folder, progress)
         _quantize_layers(model, scores, config, folder, progress)
+        unrouted = unrouted_experts(scores)
         del scores  # it and the plain weights go before their successors come: the peak is in the middle, not here
         model = _without_linears(model)
         quantized = _assemble(model, config, folder)
         if head_precision is not None:
             quantized = with_affine_head(quantized)
-        save_artefact(out, quantized, provenance=provenance)
+        found = {"unrouted_experts": unrouted} if model.config.num_experts else {}
+        save_artefact(out, quantized, provenance=provenance | found)
         shutil.rmtree(folder)
 
 
 def _require_quantizable(model: Model, source: Path) -> None:
     if any(isinstance(leaf, Matrix) for leaf in linears(model.params["layers"]).values()):
         raise ValueError(f"{source} is quantized already: give the model it was made from")
-    for name in LINEARS:
-        leaf = model.params["layers"][name]
-        for layer, weights in enumerate(np.asarray(leaf)):
+    for name, leaf in linears(model.params["layers"]).items():
+        for where, weights in _matrices(leaf):
             if not np.isfinite(weights).all():
                 row, column = np.argwhere(~np.isfinite(weights))[0]
-                raise ValueError(
-                    f"{source}: {name} of layer {layer} is {weights[row, column]} at row {row}, column {column}"
-                )
+                raise ValueError(f"{source}: {name} of {where} is {weights[row, column]} at row {row}, column {column}")
 
 
 def _require_storable(model: Model, source: Path) -> None:
     """What would otherwise fail after hours, or not at all: weights beyond the codebooks' range, a NaN outside the linears."""
-    for name in LINEARS:
-        for layer, weights in enumerate(np.asarray(model.params["layers"][name])):
+    quantized = linears(model.params["layers"])
+    for name, leaf in quantized.items():
+        for where, weights in _matrices(leaf):
             if (beyond := np.abs(weights) >= FLOAT16_OVERFLOW).any():
                 row, column = np.argwhere(beyond)[0]
                 raise ValueError(
-                    f"{source}: {name} of layer {layer} is {weights[row, column]} at row {row}, column {column}: codebooks "
+                    f"{source}: {name} of {where} is {weights[row, column]} at row {row}, column {column}: codebooks "
                     "are float16, up to 65504"
                 )
     for name, leaf in (model.params | model.params["layers"]).items():
-        if name not in ("layers", *LINEARS) and not (finite := np.isfinite(np.asarray(leaf))).all():
+        if name not in ("layers", *quantized) and not (finite := np.isfinite(np.asarray(leaf))).all():
             place = np.argwhere(~finite)[0].tolist()
             raise ValueError(f"{source}: {name} is {np.asarray(leaf)[tuple(place)]} at {place}")
+
+
+def _matrices(leaf: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The matrices of a linear in all layers, and where each is, in words."""
+    stack = np.asarray(leaf)
+    for index in np.ndindex(stack.shape[:-2]):
+        yield " expert ".join(["layer " + str(index[0]), *map(str, index[1:])]), stack[index]
 
 
 def _windows(model: Model, calibration: Calibration) -> np.ndarray:
@@ -186,7 +194,8 @@ def _digest(source: Path) -> str:
 
 def _is_finished(out: Path, provenance: dict[str, Any]) -> bool:
     if out.is_dir() and manifests.is_artefact(out):
-        if manifests.read(out).provenance == provenance:
+        stored = manifests.read(out).provenance
+        if {name: stored.get(name) for name in provenance} == provenance:
             return True
         raise FileExistsError(
             f"{out} holds an artefact made from another model or with other settings: remove it or choose another place"
@@ -248,12 +257,12 @@ def _claim(folder: Path, provenance: dict[str, Any]) -> None:
 
 def _bytes_needed(model: Model, config: QuantizeConfig) -> int:
     """Upper bound of what the run and its result take: two Fisher sums, the layers, and the artefact."""
-    linears = [model.params["layers"][name] for name in LINEARS]
-    fisher = sum(leaf.size for leaf in linears) * 4
-    rows = sum(leaf.size // leaf.shape[-1] for leaf in linears)
+    weights = linears(model.params["layers"]).values()
+    fisher = sum(leaf.size for leaf in weights) * 4
+    rows = sum(leaf.size // leaf.shape[-1] for leaf in weights)
     codebooks = rows * 2 * sum(2**w for w in range(config.seed_precision, config.parent_precision + 1))
     planes = (
-        sum(leaf.size // leaf.shape[-1] * (-(-leaf.shape[-1] // 32) * 4) for leaf in linears) * config.parent_precision
+        sum(leaf.size // leaf.shape[-1] * (-(-leaf.shape[-1] // 32) * 4) for leaf in weights) * config.parent_precision
     )
     rest = sum(leaf.nbytes for name, leaf in model.params.items() if name != "layers")
     return 2 * fisher + 2 * (planes + codebooks) + rest
@@ -276,7 +285,8 @@ def _measure_sensitivity(model: Model, windows: np.ndarray, folder: Path, progre
                 saved_at = time.monotonic()
             progress("sensitivity", done, len(windows))
     del total
-    return {name: np.load(_sum_folder(folder, done) / f"{name}.npy", mmap_mode="r") for name in LINEARS}
+    names = linears(model.params["layers"])
+    return {name: np.load(_sum_folder(folder, done) / f"{name}.npy", mmap_mode="r") for name in names}
 
 
 def _sum_folder(folder: Path, done: int) -> Path:
@@ -287,7 +297,8 @@ def _last_sum(folder: Path, model: Model) -> tuple[int, sensitivity.Sensitivity]
     finished = sorted(folder.glob("sensitivity-?????"))
     if not finished:
         return 0, sensitivity.zeros(model.params)
-    return int(finished[-1].name[-5:]), {name: np.load(finished[-1] / f"{name}.npy") for name in LINEARS}
+    names = linears(model.params["layers"])
+    return int(finished[-1].name[-5:]), {name: np.load(finished[-1] / f"{name}.npy") for name in names}
 
 
 def _save_sum(folder: Path, total: sensitivity.Sensitivity, done: int) -> None:
@@ -305,7 +316,7 @@ def _save_sum(folder: Path, total: sensitivity.Sensitivity, done: int) -> None:
 def _quantize_layers(
     model: Model, scores: dict[str, np.ndarray] | None, config: QuantizeConfig, folder: Path, progress: Progress
 ) -> None:
-    layers = {name: np.asarray(model.params["layers"][name]) for name in LINEARS}
+    layers = {name: np.asarray(leaf) for name, leaf in linears(model.params["layers"]).items()}
     for layer in range(model.config.num_layers):
         file = _layer_file(folder, layer)
         if not file.exists():
@@ -314,13 +325,38 @@ def _quantize_layers(
                 weights = np.asarray(leaf[layer], np.float32)
                 score = np.ones_like(weights) if scores is None else np.asarray(scores[name][layer])
                 try:
-                    matrix = quantize(weights, score, config)
+                    matrix = _quantized(weights, score, config)
                 except ValueError as error:
                     raise ValueError(f"{name} of layer {layer}: {error}") from error
                 arrays[f"{name}/bitplanes"] = np.asarray(matrix.bitplanes)
                 arrays |= {f"{name}/codebooks/{w}": np.asarray(book) for w, book in matrix.codebooks.items()}
             _save_layer(file, arrays)
         progress("quantization", layer + 1, model.config.num_layers)
+
+
+def _quantized(weights: np.ndarray, scores: np.ndarray, config: QuantizeConfig) -> AnyPrecArray:
+    """One linear of a layer: a matrix, or the experts' one below the other.
+
+    Rows are quantized each by itself. An expert that calibration never routed to has scores of zero, and zeros weigh all weights alike.
+    """
+    matrix = quantize(weights.reshape(-1, weights.shape[-1]), scores.reshape(-1, weights.shape[-1]), config)
+    if weights.ndim == 2:
+        return matrix
+    experts, n, _ = weights.shape
+
+    def by_expert(leaf: jax.Array) -> jax.Array:
+        """Rows [..., experts * n, x] -> [experts, ..., n, x]."""
+        return jnp.moveaxis(leaf.reshape(*leaf.shape[:-2], experts, n, leaf.shape[-1]), -3, 0)
+
+    return jax.tree.map(by_expert, matrix)
+
+
+def unrouted_experts(scores: dict[str, np.ndarray] | None) -> list[list[int]]:
+    """[layer, expert] of every expert that no token of the calibration was routed to: its weights were weighed alike."""
+    down = None if scores is None else scores.get("down_proj")
+    if down is None or down.ndim != 4:
+        return []
+    return [[layer, expert] for layer, expert in np.ndindex(down.shape[:2]) if not np.any(down[layer, expert])]
 
 
 def _layer_file(folder: Path, layer: int) -> Path:
@@ -338,7 +374,9 @@ def _save_layer(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _without_linears(model: Model) -> Model:
-    layers = {name: leaf for name, leaf in model.params["layers"].items() if name not in LINEARS}
+    layers = {
+        name: leaf for name, leaf in model.params["layers"].items() if name not in linears(model.params["layers"])
+    }
     return dataclasses.replace(model, params=model.params | {"layers": layers})
 
 
@@ -348,7 +386,7 @@ def _assemble(model: Model, config: QuantizeConfig, folder: Path) -> Model:
     shapes = parameter_shapes(model.config)
     precisions = range(config.seed_precision, config.parent_precision + 1)
     files = [np.load(_layer_file(folder, layer)) for layer in range(model.config.num_layers)]
-    for name in LINEARS:
+    for name in (name for name in LINEARS if f"layers/{name}" in shapes):
         layers[name] = AnyPrecArray(
             bitplanes=jnp.asarray(np.stack([file[f"{name}/bitplanes"] for file in files])),
             codebooks={w: jnp.asarray(np.stack([file[f"{name}/codebooks/{w}"] for file in files])) for w in precisions},

@@ -16,16 +16,16 @@ from jaxtyping import Array, Float, Int
 from anyprec_jax.array import Matrix
 from anyprec_jax.models import decoder
 from anyprec_jax.models.config import ModelConfig
-from anyprec_jax.models.fusion import unfused
+from anyprec_jax.models.fusion import linears, unfused
 
-Sensitivity: TypeAlias = dict[str, np.ndarray]  # linear -> float32 [layers, n, k]
+Sensitivity: TypeAlias = dict[str, np.ndarray]  # linear -> float32 [layers, n, k], with experts [layers, experts, n, k]
 SequenceGradients: TypeAlias = Callable[[Int[Array, " tokens"], Sensitivity], None]
 
 
 def zeros(params: Mapping[str, Any]) -> Sensitivity:
     """The empty sum: one float32 array per linear, [layers, n, k]."""
     layers = unfused(params["layers"])
-    return {name: np.zeros(layers[name].shape, np.float32) for name in decoder.LINEARS}
+    return {name: np.zeros(leaf.shape, np.float32) for name, leaf in linears(layers).items()}
 
 
 def sequence_accumulator(params: Mapping[str, Any], config: ModelConfig) -> SequenceGradients:
@@ -44,8 +44,9 @@ def sequence_accumulator(params: Mapping[str, Any], config: ModelConfig) -> Sequ
 
     Cost: about four forward passes a sequence (forward, recompute, input gradients, weight gradients).
     """
-    layers = unfused(params["layers"])
-    if quantized := [name for name in decoder.LINEARS if isinstance(layers[name], Matrix)]:
+    layers = decoder.with_kinds(unfused(params["layers"]), config)
+    names = tuple(linears(layers))
+    if quantized := [name for name in names if isinstance(layers[name], Matrix)]:
         raise ValueError(f"sensitivity is that of a model's own weights, and {quantized[0]} is quantized already")
     layers = {name: jnp.asarray(leaf) for name, leaf in layers.items()}
     top = {name: leaf for name, leaf in params.items() if name != "layers"}
@@ -72,13 +73,13 @@ def sequence_accumulator(params: Mapping[str, Any], config: ModelConfig) -> Sequ
         layers: dict, index: jax.Array, inputs: jax.Array, gradient: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         layer = layer_at(layers, index)
-        linears = {name: layer.pop(name) for name in decoder.LINEARS}
+        weights = {name: layer.pop(name) for name in names}
         hidden = jax.lax.dynamic_index_in_dim(inputs, index, keepdims=False)
 
-        def apply(linears: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
-            return decoder.layer_forward(layer | linears, hidden[None], config)[0]
+        def apply(weights: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
+            return decoder.layer_forward(layer | weights, hidden[None], config)[0]
 
-        _, pullback = jax.vjp(apply, linears, hidden)
+        _, pullback = jax.vjp(apply, weights, hidden)
         weight_gradients, gradient = pullback(gradient)
         return gradient, {name: jnp.square(g) for name, g in weight_gradients.items()}
 

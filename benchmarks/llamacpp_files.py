@@ -31,7 +31,7 @@ def write_random_model(path: Path, config: ModelConfig, *, seed: int = 0) -> Pat
     writer.add_head_count_kv(config.num_kv_heads)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_tokenizer_model("none")
 

@@ -11,7 +11,7 @@ LLAMA_3_2_1B = ModelConfig(
     num_kv_heads=8,
     head_dim=64,
     max_position_embeddings=131_072,
-    rms_norm_eps=1e-5,
+    norm_eps=1e-5,
     rope_theta=500_000.0,
     tie_embeddings=True,
 )

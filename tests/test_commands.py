@@ -47,7 +47,7 @@ def test_what_comes_before_the_imports_is_light():
     assert "numpy" not in done.stdout and "jax" not in done.stdout
 
 
-@pytest.mark.parametrize("package", ["anyprec_jax.cli", "ginex_jax.cli.app", "a3_jax.cli.app"])
+@pytest.mark.parametrize("package", ["anyprec_jax.cli.app", "ginex_jax.cli.app", "a3_jax.cli.app"])
 def test_ctrl_c_before_a_command_began(package, monkeypatch, capsys):
     module = importlib.import_module(package)
 

@@ -1,4 +1,5 @@
 """Models on disk: file <-> pytree, atomically."""
 
+from anyprec_jax.checkpoint.formats import export as export
 from anyprec_jax.checkpoint.formats import load as load
 from anyprec_jax.checkpoint.formats import save as save

@@ -3,18 +3,26 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from anyprec_jax.affine import AffineArray
-from anyprec_jax.checkpoint import gguf, huggingface, manifest
+from anyprec_jax.checkpoint import export_record, gguf, huggingface, manifest, upstream
+from anyprec_jax.checkpoint import orbax as orbax_folder
+from anyprec_jax.checkpoint.atomic import require_free
 from anyprec_jax.checkpoint.orbax import is_quantized, load_artefact, save_artefact
+from anyprec_jax.checkpoint.source import Source, plain_source
 from anyprec_jax.models.model import Model
+
+TARGETS = ("huggingface", "orbax", "upstream", "artefact")  # what `export` writes
 
 
 def load(path: str | Path, *, precisions: Sequence[int] | None = None) -> Model:
-    """Reads a model: an any-precision artefact, a Hugging Face folder (safetensors) or a GGUF file.
+    """Reads a model: an artefact or another Orbax folder, a checkpoint of the paper's authors, a Hugging Face folder
+    (safetensors) or a GGUF file.
 
     Args:
       path: the folder or file.
-      precisions: for an artefact, those that will be asked for: planes and codebooks that none of them needs are not read.
+      precisions: for a quantized model, those that will be asked for: planes and codebooks that none of them needs are not kept.
 
     Returns:
       The model, unquantized leaves in float32; `tokenizer` is None where there is none.
@@ -24,20 +32,35 @@ def load(path: str | Path, *, precisions: Sequence[int] | None = None) -> Model:
       ValueError: not a model, a damaged one, an unsupported architecture, or `precisions` of a model that is not quantized.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give an artefact, a Hugging Face folder or a GGUF file")
-    if path.is_dir() and manifest.is_artefact(path):
-        return load_artefact(path, precisions=precisions)
-    if precisions is not None:
-        raise ValueError(f"{path} is not an any-precision artefact, so it has no precisions to choose from")
-    if path.is_dir() and (path / "config.json").is_file():
-        return huggingface.load_folder(path)
-    if path.is_file() and _starts_with(path, b"GGUF"):
-        return gguf.load_file(path)
-    what = (
-        "folder has neither manifest.json nor config.json" if path.is_dir() else "file does not start as GGUF files do"
-    )
-    raise ValueError(f"{path} is not a model: the {what}")
+    match _format_of(path):
+        case "orbax":
+            return load_artefact(path, precisions=precisions)
+        case "upstream":
+            return upstream.load_folder(path, precisions=precisions)
+        case _ if precisions is not None:
+            raise ValueError(f"{path} is not an any-precision model, so it has no precisions to choose from")
+        case "huggingface":
+            return huggingface.load_folder(path)
+        case _:
+            return gguf.load_file(path)
+
+
+def open_source(path: str | Path, *, precisions: Sequence[int] | None = None) -> Source:
+    """A model of any format, described and checked, its weights to be read one by one.
+
+    Raises:
+      FileNotFoundError, ValueError: as for `load`.
+    """
+    path = Path(path)
+    match _format_of(path):
+        case "orbax":
+            return orbax_folder.open_artefact(path, precisions=precisions)
+        case "upstream":
+            return upstream.open_folder(path)
+        case "huggingface":
+            return huggingface.open_folder(path)
+        case _:
+            return gguf.open_file(path)
 
 
 def save(path: str | Path, model: Model) -> None:
@@ -54,6 +77,82 @@ def save(path: str | Path, model: Model) -> None:
         save_artefact(Path(path), model, provenance={})
     else:
         huggingface.save_folder(Path(path), model)
+
+
+def export(
+    path: str | Path, dest: str | Path, target: str, *, precision: int | None = None, dtype: str | None = None
+) -> None:
+    """Converts a model on disk into another format, one tensor at a time; the result appears whole or not at all.
+
+    Args:
+      path: a model of any format that `load` reads.
+      dest: the folder to write: must not exist, or be empty.
+      target: "huggingface" and "orbax" are plain weights, "upstream" (the layout of the paper's authors) and "artefact" keep codes and
+        codebooks bit for bit.
+      precision: at which a quantized model becomes plain; None for a plain model and for the other two targets.
+      dtype: of plain weights: float32, float16 or bfloat16. None keeps those of plain models, and takes float32 for others.
+
+    Raises:
+      FileExistsError: `dest` is taken.
+      OSError: not enough room, or it cannot be written.
+      ValueError: what `load` raises; a precision that is missing, not wanted or not stored; a model that the target cannot hold.
+
+    Memory: the largest tensor, and 500 MB, libraries included.
+    """
+    path, dest = Path(path), Path(dest)
+    if target not in TARGETS:
+        raise ValueError(f"format {target!r} is not one of {', '.join(TARGETS)}")
+    require_free(dest)  # before anything is read
+    if target in ("upstream", "artefact"):
+        if precision is not None or dtype is not None:
+            raise ValueError(
+                f"the {target} format keeps every precision as it is: give neither a precision nor a dtype"
+            )
+        source = open_source(path)
+        if not source.is_quantized:
+            raise ValueError(f"{path} is not quantized: there are no codes to write")
+    else:
+        wanted = None if dtype is None else _dtype(dtype)
+        source = open_source(path, precisions=None if precision is None else (precision,))
+        source = plain_source(source, precision=precision, dtype=wanted)
+    if path.is_dir():
+        export_record.check(path)
+    match target:
+        case "huggingface":
+            huggingface.write_folder(dest, source)
+        case "orbax":
+            orbax_folder.write_folder(dest, source, provenance=_provenance(source), narrow=False)
+        case "upstream":
+            upstream.write_folder(dest, source)
+        case _:
+            orbax_folder.write_folder(dest, source, provenance=source.provenance)
+
+
+def _format_of(path: Path) -> str:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give an artefact, a Hugging Face folder or a GGUF file")
+    if path.is_dir() and manifest.is_artefact(path):
+        return "orbax"
+    if path.is_dir() and (path / "config.json").is_file():
+        return "upstream" if upstream.is_upstream(path) else "huggingface"
+    if path.is_file() and _starts_with(path, b"GGUF"):
+        return "gguf"
+    what = (
+        "folder has neither manifest.json nor config.json" if path.is_dir() else "file does not start as GGUF files do"
+    )
+    raise ValueError(f"{path} is not a model: the {what}")
+
+
+def _provenance(source: Source) -> dict[str, object]:
+    name = None if source.path is None else source.path.resolve().name
+    return {"source": {"name": name, "format": source.format}, "read_at": source.read_at}
+
+
+def _dtype(name: str) -> np.dtype:
+    dtypes = {dtype.name: dtype for dtype in huggingface.DTYPES.values()}
+    if name not in dtypes:
+        raise ValueError(f"dtype {name!r} is not one of {', '.join(dtypes)}")
+    return dtypes[name]
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:

@@ -7,6 +7,7 @@ says which leaves form an any-precision matrix. A folder without a manifest is n
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ AFFINE_LEAVES = ("codes", "scale", "offset")
 _FILE = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_AXES = 8
-_DTYPES = {
+DTYPES = {
     "uint8": np.uint8,
     "uint32": np.uint32,
     "float16": np.float16,
@@ -40,11 +41,11 @@ class ArrayEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if len(self.shape) > _MAX_AXES or not all(type(size) is int and size >= 0 for size in self.shape):
             raise ValueError(f"shape {self.shape!s:.80} is not a list of sizes")
-        expected = int(np.prod(self.shape, dtype=object)) * np.dtype(_DTYPES[self.dtype]).itemsize
+        expected = int(np.prod(self.shape, dtype=object)) * np.dtype(DTYPES[self.dtype]).itemsize
         if self.nbytes != expected:
             raise ValueError(
                 f"{self.nbytes} bytes do not fit shape {self.shape} of {self.dtype}, which takes {expected}"
@@ -100,9 +101,13 @@ class Manifest:
     @property
     def precisions(self) -> tuple[int, ...]:
         """Precisions that every any-precision matrix can be read at."""
-        matrices = [m for m in self.matrices.values() if not m.is_affine]
-        ranges = [range(m.seed_precision, m.parent_precision + 1) for m in matrices]
-        return tuple(sorted(set.intersection(*map(set, ranges)))) if ranges else ()
+        return common_precisions(self.matrices)
+
+
+def common_precisions(matrices: Mapping[str, MatrixEntry]) -> tuple[int, ...]:
+    """Precisions that every any-precision matrix among some can be read at, ascending."""
+    ranges = [set(range(m.seed_precision, m.parent_precision + 1)) for m in matrices.values() if not m.is_affine]
+    return tuple(sorted(set.intersection(*ranges))) if ranges else ()
 
 
 def array_entry(array: np.ndarray) -> ArrayEntry:

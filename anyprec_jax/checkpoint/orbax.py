@@ -1,40 +1,37 @@
-"""The native artefact: a folder with `manifest.json`, `config.json`, tokenizer files and an Orbax checkpoint.
+"""Orbax folders: `manifest.json`, `config.json`, tokenizer files and an Orbax checkpoint.
 
-The checkpoint is the parameter tree, with each any-precision matrix spelt out as one leaf per plane and one per codebook, so that a
-reader of w bits touches w planes only. Any JAX project restores it with Orbax alone. It holds the seven linears; in memory those that
-read the same input are fused.
+The native artefact is one, with each any-precision matrix spelt out as one leaf per plane and one per codebook, so that a reader of w
+bits touches w planes only; a plain model is one without such matrices. Any JAX project restores either with Orbax alone. It holds the
+linears one by one; in memory those that read the same input are fused.
 """
 
+import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore
 
 from anyprec_jax import affine
 from anyprec_jax.affine import AffineArray
 from anyprec_jax.array import AnyPrecArray, Matrix, validate
 from anyprec_jax.checkpoint import manifest as manifests
-from anyprec_jax.checkpoint.atomic import published, require_room
-from anyprec_jax.checkpoint.manifest import ArrayEntry, Manifest, MatrixEntry
-from anyprec_jax.layout import natural, prepare
+from anyprec_jax.checkpoint.assembly import assembled, checked_precisions
+from anyprec_jax.checkpoint.atomic import published, require_free, require_room
+from anyprec_jax.checkpoint.manifest import Manifest, MatrixEntry
+from anyprec_jax.checkpoint.source import Leaf, Source, affine_on_host, matrix_on_host, model_source
+from anyprec_jax.checkpoint.tree import TreeReader, TreeWriter, narrowest_dtype
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import LAYERS, config_from_huggingface, config_to_huggingface, parameter_shapes
-from anyprec_jax.models.fusion import PARTS, unfused
 from anyprec_jax.models.model import HEADS, Model
-from anyprec_jax.models.parameters import aligned_empty
-from anyprec_jax.ops import cpu
 from anyprec_jax.tokenizer import Tokenizer
 
 _CHECKPOINT = "checkpoint"
 _CONFIG = "config.json"
-_INDEX_CACHE_BYTES = 32 << 20
 _METADATA_BYTES = 1 << 20  # more than what Orbax writes beside the arrays
 
 
@@ -52,25 +49,51 @@ def save_artefact(path: Path, model: Model, *, provenance: Mapping[str, Any]) ->
       ValueError: nothing in the model is quantized, or an array breaks its invariants.
       OSError: the folder cannot be written (the path is in the message).
     """
-    matrices, leaves = flatten(model.params)
-    if all(matrix.is_affine for matrix in matrices.values()):
+    source = model_source(model)
+    if not source.is_quantized:
         raise ValueError("an artefact holds any-precision matrices, and this model has none: quantize it first")
-    # Asked first, because Orbax's threads report a full disk at length, each for itself.
-    require_room(path.parent, sum(leaf.nbytes for leaf in leaves.values()) + _METADATA_BYTES)
+    write_folder(path, source, provenance=provenance)
+
+
+def write_folder(path: Path, source: Source, *, provenance: Mapping[str, Any], narrow: bool = True) -> None:
+    """Writes an Orbax folder, an artefact if the source is quantized; it appears under `path` whole or not at all.
+
+    Args:
+      path: must not exist, or be an empty folder.
+      source: what to write; read once in order, plain parameters that are narrowed twice.
+      provenance: JSON-able facts about how the model was made.
+      narrow: store plain parameters in the narrowest dtype that holds them exactly, and not in that of the source.
+
+    Raises:
+      ValueError: an array breaks its invariants.
+      OSError: the folder cannot be written (the path is in the message).
+
+    Memory: one tensor of the source, and 100 MB.
+    """
+    require_free(path)
+    shapes = parameter_shapes(source.config)
+    # Asked first, because a full disk is reported at length.
+    require_room(
+        path.parent, sum(_stored_bytes(name, shape, source) for name, shape in shapes.items()) + _METADATA_BYTES
+    )
     with published(path) as folder:
-        (folder / _CONFIG).write_text(
-            json.dumps(config_to_huggingface(model.config), indent=2) + "\n", encoding="utf-8"
-        )
-        if model.tokenizer is not None:
-            model.tokenizer.save(folder)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            checkpointer.save(folder.absolute() / _CHECKPOINT, args=ocp.args.PyTreeSave(_nest(leaves)))
-        arrays = {name: manifests.array_entry(leaf) for name, leaf in leaves.items()}
-        manifests.write(folder, Manifest(matrices=matrices, arrays=arrays, provenance=dict(provenance)))
+        document = json.dumps(config_to_huggingface(source.config), indent=2) + "\n"
+        (folder / _CONFIG).write_text(document, encoding="utf-8")
+        if source.tokenizer is not None:
+            source.tokenizer.save(folder)
+        names = [leaf for name in shapes for leaf in _leaf_names(name, source.matrices.get(name))]
+        writer = TreeWriter(folder / _CHECKPOINT, names)
+        for name, shape in shapes.items():
+            if name in source.matrices:
+                _write_matrix(writer, name, shape, source)
+            else:
+                _write_plain(writer, name, shape, source, narrow=narrow)
+        arrays = writer.finish()
+        manifests.write(folder, Manifest(matrices=dict(source.matrices), arrays=arrays, provenance=dict(provenance)))
 
 
 def load_artefact(path: Path, *, precisions: Sequence[int] | None = None, dtype: Any = jnp.float32) -> Model:
-    """Reads an artefact, only what the named precisions need, and checks every array against its checksum.
+    """Reads an Orbax folder, only what the named precisions need, and checks every array against its checksum.
 
     Args:
       path: the folder.
@@ -81,18 +104,63 @@ def load_artefact(path: Path, *, precisions: Sequence[int] | None = None, dtype:
       ValueError: a precision that is not stored; a folder that is damaged, truncated, foreign, or of a newer version.
     """
     manifest, config = read_description(path)
-    wanted = _checked_precisions(manifest, precisions, path)
+    wanted = checked_precisions(manifest.matrices, precisions, path)
     names = [name for name in manifest.arrays if _is_needed(name, manifest, wanted)]
-    leaves = _restore(path, {name: manifest.arrays[name] for name in names})
-    params = _assemble(leaves, manifest, wanted, dtype)
+    reader = TreeReader(path / _CHECKPOINT, manifest.arrays)
+    leaves = {name: reader.read(name) for name in names}
+    params = assembled(leaves, manifest.matrices, wanted, dtype)
     return Model(config=config, params=params, tokenizer=Tokenizer.from_folder(path))
 
 
-def read_description(path: Path) -> tuple[Manifest, ModelConfig]:
-    """What an artefact says of itself, checked for agreement; no array is read.
+def open_artefact(path: Path, *, precisions: Sequence[int] | None = None) -> Source:
+    """An Orbax folder as a source, of only the planes and codebooks that the named precisions need.
+
+    Where a stack is read layer by layer in order, the last layer tells whether it matches its checksum.
 
     Raises:
-      ValueError: not an artefact, of a newer version, or its manifest and `config.json` are damaged or contradict each other.
+      ValueError: as for `load_artefact`.
+    """
+    manifest, config = read_description(path)
+    wanted = checked_precisions(manifest.matrices, precisions, path)
+    opened = functools.cache(lambda: TreeReader(path / _CHECKPOINT, manifest.arrays))  # who reads nothing needs none
+
+    def part(name: str, layer: int | None) -> np.ndarray:
+        return opened().read(name) if layer is None else opened().read_layer(name, layer)
+
+    def read(parameter: str, layer: int | None) -> Leaf:
+        entry = manifest.matrices.get(parameter)
+        if entry is None:
+            return part(parameter, layer)
+        if entry.is_affine:
+            return affine_on_host(*(part(f"{parameter}/{leaf}", layer) for leaf in manifests.AFFINE_LEAVES))
+        planes = [part(f"{parameter}/bitplanes/{p}", layer) for p in range(max(wanted))]
+        books = {w: part(f"{parameter}/codebooks/{w}", layer) for w in wanted}
+        return matrix_on_host(np.stack(planes, axis=-3), books, min(wanted), max(wanted), entry.k)
+
+    matrices = {
+        name: entry if entry.is_affine else _narrowed(entry, wanted) for name, entry in manifest.matrices.items()
+    }
+    dtypes = {
+        name: manifests.DTYPES[e.dtype] for name, e in manifest.arrays.items() if name in parameter_shapes(config)
+    }
+    return Source(
+        format="artefact" if manifest.precisions else "orbax",
+        path=path,
+        config=config,
+        tokenizer=Tokenizer.from_folder(path),
+        matrices=matrices,
+        dtypes={name: np.dtype(dtype) for name, dtype in dtypes.items()},
+        precisions=wanted,
+        read=read,
+        provenance=manifest.provenance,
+    )
+
+
+def read_description(path: Path) -> tuple[Manifest, ModelConfig]:
+    """What an Orbax folder says of itself, checked for agreement; no array is read.
+
+    Raises:
+      ValueError: not such a folder, of a newer version, or its manifest and `config.json` are damaged or contradict each other.
     """
     manifest = manifests.read(path)
     config = _read_config(path)
@@ -106,70 +174,73 @@ def is_quantized(params: Mapping[str, Any]) -> bool:
     return any(isinstance(leaf, Matrix) for leaf in leaves)
 
 
-def flatten(params: Mapping[str, Any]) -> tuple[dict[str, MatrixEntry], dict[str, np.ndarray]]:
-    """Spells a parameter tree out as named leaves, `layers/q_proj/bitplanes/0` and so on, the linears one by one."""
-    matrices: dict[str, MatrixEntry] = {}
-    leaves: dict[str, np.ndarray] = {}
-    on_host = jax.tree.map(np.asarray, dict(params))  # parts of a fused linear are then views
-    on_host["layers"] = unfused(on_host["layers"])
-    flat, _ = jax.tree_util.tree_flatten_with_path(on_host, is_leaf=_is_matrix)
-    for key_path, leaf in flat:
-        name = "/".join(str(key.key) for key in key_path)
-        if isinstance(leaf, Matrix):
-            matrices[name], parts = _flatten_anyprec(natural(leaf))
-        elif isinstance(leaf, AffineArray):
-            matrices[name], parts = _flatten_affine(leaf)
+def _narrowed(entry: MatrixEntry, wanted: Sequence[int]) -> MatrixEntry:
+    kinds = {str(w): entry.codebooks[str(w)] for w in range(min(wanted), max(wanted) + 1)}
+    return MatrixEntry(k=entry.k, seed_precision=min(wanted), parent_precision=max(wanted), codebooks=kinds)
+
+
+def _leaf_names(name: str, entry: MatrixEntry | None) -> list[str]:
+    if entry is None:
+        return [name]
+    if entry.is_affine:
+        return [f"{name}/{leaf}" for leaf in manifests.AFFINE_LEAVES]
+    planes = [f"{name}/bitplanes/{p}" for p in range(entry.parent_precision)]
+    return planes + [f"{name}/codebooks/{w}" for w in entry.codebooks]
+
+
+def _stored_bytes(name: str, shape: tuple[int, ...], source: Source) -> int:
+    entry, weights = source.matrices.get(name), math.prod(shape)
+    if entry is None:
+        return weights * source.dtypes[name].itemsize
+    if entry.is_affine:
+        return weights + 8 * shape[0]
+    rows = math.prod(shape[:-1])
+    return rows * (4 * entry.parent_precision * -(-entry.k // 32) + 2 * sum(2 ** int(w) for w in entry.codebooks))
+
+
+def _layers(name: str, shape: tuple[int, ...]) -> Sequence[int | None]:
+    return range(shape[0]) if name.startswith(LAYERS) else (None,)
+
+
+def _write_matrix(writer: TreeWriter, name: str, shape: tuple[int, ...], source: Source) -> None:
+    for layer in _layers(name, shape):
+        matrix = source.read(name, layer)
+        if isinstance(matrix, AffineArray):
+            affine.validate(matrix)
+            parts = {leaf: np.asarray(getattr(matrix, leaf)) for leaf in manifests.AFFINE_LEAVES}
         else:
-            leaves[name] = narrowest_lossless(leaf)
-            continue
-        leaves |= {f"{name}/{part}": values for part, values in parts.items()}
-    return matrices, leaves
+            assert isinstance(matrix, AnyPrecArray)
+            _validate_layer(matrix, name, layer)
+            parts = {f"bitplanes/{p}": matrix.bitplanes[..., p, :, :] for p in range(matrix.parent_precision)}
+            parts |= {f"codebooks/{w}": book for w, book in matrix.codebooks.items()}
+        for part, values in parts.items():
+            values = np.asarray(values)
+            if layer == 0:
+                writer.create(f"{name}/{part}", values.dtype, (shape[0], *values.shape))
+            writer.write(f"{name}/{part}", values, layer)
 
 
-def _is_matrix(leaf: object) -> bool:
-    return isinstance(leaf, Matrix | AffineArray)
+def _validate_layer(matrix: AnyPrecArray, name: str, layer: int | None) -> None:
+    try:
+        validate(matrix)
+    except ValueError as error:
+        raise ValueError(f"{name} of layer {layer}: {error}") from error
 
 
-def _flatten_anyprec(array: AnyPrecArray) -> tuple[MatrixEntry, dict[str, np.ndarray]]:
-    validate(array)
-    entry = MatrixEntry(
-        k=array.k,
-        seed_precision=array.seed_precision,
-        parent_precision=array.parent_precision,
-        codebooks={str(w): manifests.CODEBOOK_KIND for w in array.precisions},
-    )
-    planes = np.asarray(array.bitplanes)
-    parts = {f"bitplanes/{p}": np.ascontiguousarray(planes[..., p, :, :]) for p in range(array.parent_precision)}
-    books = {f"codebooks/{w}": np.ascontiguousarray(array.codebooks[w]) for w in array.precisions}
-    return entry, parts | books
+def _write_plain(writer: TreeWriter, name: str, shape: tuple[int, ...], source: Source, *, narrow: bool) -> None:
+    def values(layer: int | None) -> np.ndarray:
+        leaf = source.read(name, layer)
+        assert isinstance(leaf, np.ndarray)
+        return leaf
 
-
-def _flatten_affine(array: AffineArray) -> tuple[MatrixEntry, dict[str, np.ndarray]]:
-    affine.validate(array)
-    kinds = {str(affine.BITS): manifests.AFFINE_KIND}
-    entry = MatrixEntry(k=array.k, seed_precision=affine.BITS, parent_precision=affine.BITS, codebooks=kinds)
-    return entry, {leaf: np.asarray(getattr(array, leaf)) for leaf in manifests.AFFINE_LEAVES}
-
-
-def narrowest_lossless(array: np.ndarray) -> np.ndarray:
-    """The array in the narrowest of bfloat16, float16 and its own dtype that holds every value exactly."""
-    for dtype in (ml_dtypes.bfloat16, np.float16):
-        with np.errstate(over="ignore"):
-            narrow = array.astype(dtype)
-        if np.dtype(dtype).itemsize < array.dtype.itemsize and np.array_equal(narrow.astype(array.dtype), array):
-            return narrow
-    return array
-
-
-def _checked_precisions(manifest: Manifest, precisions: Sequence[int] | None, path: Path) -> tuple[int, ...]:
-    if not manifest.precisions:
-        raise ValueError(f"{path} is damaged: its manifest lists no matrix that could be read")
-    wanted = tuple(sorted(set(manifest.precisions if precisions is None else precisions)))
-    missing = [w for w in wanted if w not in manifest.precisions]
-    if missing or not wanted:
-        stored = ", ".join(map(str, manifest.precisions))
-        raise ValueError(f"precision {missing[0] if missing else '()'} is not in {path}, which holds {stored}")
-    return wanted
+    layers = _layers(name, shape)
+    dtype = source.dtypes[name]
+    if narrow:
+        dtype = narrowest_dtype(lambda: map(values, layers), dtype)
+    for layer in layers:
+        if layer == 0:
+            writer.create(name, dtype, shape)
+        writer.write(name, values(layer).astype(dtype, copy=False), layer)
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -225,110 +296,3 @@ def _is_needed(name: str, manifest: Manifest, wanted: Sequence[int]) -> bool:
     if matrix not in manifest.matrices:
         return True
     return int(leaf) < max(wanted) if part == "bitplanes" else int(leaf) in wanted
-
-
-def _restore(path: Path, entries: Mapping[str, ArrayEntry]) -> dict[str, np.ndarray]:
-    """Reads the named leaves and nothing else, and verifies them.
-
-    Through TensorStore, which Orbax writes with: where a leaf is damaged Orbax fails with the reads of all others under way, and
-    each of them complains later, into the middle of something else.
-    """
-    checkpoint = path.absolute() / _CHECKPOINT
-    if not (checkpoint / "manifest.ocdbt").is_file():
-        raise ValueError(f"{checkpoint} is damaged or incomplete: it is not an Orbax checkpoint in OCDBT format")
-    # Room for the index of the checkpoint, which every leaf is looked up in and which would be read again for each.
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _INDEX_CACHE_BYTES}})
-    leaves: dict[str, np.ndarray] = {}
-    for name, entry in entries.items():
-        spec = {
-            "driver": "zarr",
-            "kvstore": {"driver": "ocdbt", "base": f"{checkpoint.as_uri()}/", "path": f"{name.replace('/', '.')}/"},
-        }
-        try:
-            store = tensorstore.open(spec, open=True, read=True, context=context).result()
-            if store.shape != entry.shape or store.dtype.name != entry.dtype:
-                raise ValueError(
-                    f"it is {store.dtype.name} {store.shape}, the manifest says {entry.dtype} {entry.shape}"
-                )
-            leaves[name] = store.read().result()
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{path} is damaged or incomplete: {name}: {_first_line(error)}") from error
-        if manifests.array_entry(leaves[name]) != entry:
-            raise ValueError(f"{path} is damaged: {name} does not match its checksum in the manifest")
-    return leaves
-
-
-def _assemble(leaves: dict[str, np.ndarray], manifest: Manifest, wanted: Sequence[int], dtype: Any) -> dict[str, Any]:
-    """Puts leaves back together, consuming them: each is released once it is in its matrix, and only one matrix is doubled."""
-    params: dict[str, Any] = {}
-    for name, parts in _groups(manifest).items():
-        matrix = manifest.matrices[parts[0]]
-        if matrix.is_affine:
-            params[name] = AffineArray(
-                **{leaf: jnp.asarray(leaves.pop(f"{name}/{leaf}")) for leaf in manifests.AFFINE_LEAVES}
-            )
-            affine.validate(params[name])
-            continue
-        params[name] = _ready(
-            AnyPrecArray(
-                bitplanes=_stacked_planes(leaves, parts, max(wanted)),
-                codebooks={w: _joined([leaves.pop(f"{part}/codebooks/{w}") for part in parts], -2) for w in wanted},
-                seed_precision=min(wanted),
-                parent_precision=max(wanted),
-                k=matrix.k,
-            )
-        )
-        if f"{parts[0]}_bias" in leaves and len(parts) > 1:
-            params[f"{name}_bias"] = jnp.asarray(
-                np.concatenate([leaves.pop(f"{part}_bias") for part in parts], axis=-1), dtype
-            )
-    params |= {name: jnp.asarray(leaf, dtype) for name, leaf in leaves.items()}
-    return _nest(params)
-
-
-def _groups(manifest: Manifest) -> dict[str, tuple[str, ...]]:
-    """Every matrix in memory, and the ones in the artefact that it is made of, in order."""
-    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in manifest.matrices}
-    for whole, parts in PARTS.items():
-        paths = tuple(f"{LAYERS}{part}" for part in parts)
-        if all(path in manifest.matrices for path in paths):
-            groups = {name: group for name, group in groups.items() if name not in paths}
-            groups[f"{LAYERS}{whole}"] = paths
-    return groups
-
-
-def _stacked_planes(leaves: dict[str, np.ndarray], parts: Sequence[str], planes: int) -> jax.Array:
-    """The planes of all parts, row below row, in one buffer that JAX takes over without a copy."""
-    shapes = [leaves[f"{part}/bitplanes/0"].shape for part in parts]
-    *lead, _, words = shapes[0]
-    stops = np.cumsum([shape[-2] for shape in shapes]).tolist()
-    stack = aligned_empty((*lead, planes, stops[-1], words), np.dtype(np.uint32))
-    for part, start, stop in zip(parts, [0, *stops], stops, strict=False):
-        for plane in range(planes):
-            stack[..., plane, start:stop, :] = leaves.pop(f"{part}/bitplanes/{plane}")
-    return jax.device_put(stack)
-
-
-def _joined(parts: Sequence[np.ndarray], axis: int) -> jax.Array:
-    return jnp.asarray(np.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0])
-
-
-def _ready(stack: AnyPrecArray) -> Matrix:
-    """The last step of a load, on one stack after the other: into the layout that the native product reads fastest, if it will run."""
-    return prepare(stack) if jax.default_backend() == "cpu" and cpu.why_unavailable() is None else stack
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *folders, last = name.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = leaf
-    return tree
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

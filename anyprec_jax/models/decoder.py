@@ -8,6 +8,15 @@ their number). `n` and `k` are outputs and inputs of a linear, L is `num_layers`
              q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj [L, n, k], and q_proj_bias [L, n] etc. where there are;
              qkv_proj in place of the first three, gate_up_proj in place of those two, where they are fused (`fusion`)
 
+and where `ModelConfig` calls for them:
+
+    position_embedding [positions, hidden]   project_in [hidden, width of the embedding]   project_out, the other way round
+    layers:  attention_output_norm, mlp_output_norm [L, hidden]   q_norm, k_norm [L, head_dim] (or [L, heads, head_dim], or of all heads)
+             router [L, experts, hidden]; gate_proj, up_proj and down_proj are then [L, experts, n, k]
+             input_norm_bias [L, hidden] etc.
+
+`families.parameter_shapes` spells them out. A layer has the norms that are there, and `ModelConfig` says the rest.
+
 Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names. Embedding and head are
 arrays or `AffineArray`s. Hidden states have the dtype of the embedding, float32 if it is affine; norms, rotations, softmax and logits
 are computed in float32.
@@ -25,23 +34,23 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from anyprec_jax.affine import AffineArray, dequantize_rows
 from anyprec_jax.array import Matrix, check_precision
-from anyprec_jax.models.attention import Attention, causal_attention, dot_product_attention
+from anyprec_jax.models.attention import Attention, capped_attention, causal_attention
+from anyprec_jax.models.cached_attention import cached_attention
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.fusion import LINEARS as LINEARS
 from anyprec_jax.models.fusion import linears
-from anyprec_jax.models.rope import rotate, rotation
-from anyprec_jax.ops import cpu, matmul, matmul_affine
-
-_MIN_PREFIX = 128  # positions of the cache: fewer are read as fast
+from anyprec_jax.models.layer_kinds import Rotations, rotation_of, rotations, window_of
+from anyprec_jax.models.layer_kinds import with_kinds as with_kinds
+from anyprec_jax.models.linear import StackedMatrix as StackedMatrix
+from anyprec_jax.models.linear import dense_product, project
+from anyprec_jax.models.linear import linear as linear
+from anyprec_jax.models.mlp import mlp
+from anyprec_jax.models.norms import normed
+from anyprec_jax.models.norms import rms_norm as rms_norm
+from anyprec_jax.models.rope import rotate
+from anyprec_jax.ops import matmul_affine
 
 Params: TypeAlias = Mapping[str, Any]
-
-
-class StackedMatrix(NamedTuple):
-    """One layer's matrix, left in the stack it is part of: slicing it out would copy every plane."""
-
-    stack: Matrix
-    layer: Int[Array, ""]
 
 
 class KVCache(NamedTuple):
@@ -93,10 +102,11 @@ def forward(
 
     Returns:
       Logits, and the new cache if one was given. A compiled function cannot raise: logits are NaN for a row that does not fit in
-      its cache, and from a token outside the vocabulary on.
+      its cache, and from a token outside the vocabulary, or a position that the model has not learned, on.
 
     Raises:
-      ValueError: `precision` does not fit the weights, or shapes do not fit each other.
+      ValueError: `precision` does not fit the weights, shapes do not fit each other, or `attention` is given for a model that caps
+        its scores.
     """
     states = hidden_states(
         params, tokens, config, precision=precision, cache=cache, lengths=lengths, attention=attention
@@ -120,7 +130,7 @@ def hidden_states(
     """What `forward` computes before `unembed`, for callers that need the logits of a few positions only."""
     _check_precision(params, precision)
     _check_shapes(tokens, config, cache, lengths)
-    attend = dot_product_attention if attention is None else attention
+    attend = _attention_of(config, attention)
     if lengths is None:
         lengths = np.full(tokens.shape[:1], tokens.shape[1])
     tokens, lengths = jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths, jnp.int32)
@@ -129,11 +139,25 @@ def hidden_states(
     return _continued_sequences(params, tokens, lengths, cache, config, precision=precision, attention=attend)
 
 
-def embed(params: Params, tokens: Int[Array, "*batch"], config: ModelConfig) -> Float[Array, "*batch hidden"]:
-    """The embeddings of tokens: no other rows are read."""
+def embed(
+    params: Params,
+    tokens: Int[Array, "*batch"],
+    config: ModelConfig,
+    positions: Int[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch hidden"]:
+    """The embeddings of tokens: no other rows are read. Positions count from 0 along the last axis if they are not given."""
     known = jnp.clip(tokens, 0, config.vocab_size - 1)
     embedding = params["embedding"]
-    return dequantize_rows(embedding, known) if isinstance(embedding, AffineArray) else jnp.asarray(embedding)[known]
+    rows = dequantize_rows(embedding, known) if isinstance(embedding, AffineArray) else jnp.asarray(embedding)[known]
+    if config.embedding_scale != 1.0:
+        rows = rows * jnp.asarray(config.embedding_scale, rows.dtype)
+    if "project_in" in params:
+        rows = linear(rows, params["project_in"], None, None)
+    if not config.learned_positions:
+        return rows
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape) if positions is None else positions
+    learned = jnp.clip(positions + config.position_offset, 0, config.num_positions - 1)
+    return rows + jnp.asarray(params["position_embedding"])[learned].astype(rows.dtype)
 
 
 def hidden_dtype(params: Params) -> jnp.dtype:
@@ -147,11 +171,13 @@ def unembed(
     params: Params, hidden: Float[Array, "*batch hidden"], config: ModelConfig
 ) -> Float32[Array, "*batch vocab"]:
     """Logits of hidden states: the final norm and the output head."""
-    normed = rms_norm(hidden, params["final_norm"], config.rms_norm_eps)
+    states = normed(params, "final_norm", hidden, config)
+    if "project_out" in params:
+        states = linear(states, params["project_out"], None, None)
     head = params["embedding" if config.tie_embeddings else "head"]
-    if isinstance(head, AffineArray):
-        return matmul_affine(normed, head)
-    return _matmul(normed, jnp.asarray(head).astype(normed.dtype))
+    is_affine = isinstance(head, AffineArray)
+    logits = matmul_affine(states, head) if is_affine else dense_product(states, jnp.asarray(head).astype(states.dtype))
+    return logits if config.logit_cap is None else config.logit_cap * jnp.tanh(logits / config.logit_cap)
 
 
 def layer_forward(
@@ -161,70 +187,62 @@ def layer_forward(
     *,
     precision: int | None = None,
     attention: Attention | None = None,
+    lengths: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch seq hidden"]:
     """One decoder layer over whole sequences that start at position 0.
 
     Args:
-      layer: one layer's slice of `params["layers"]`.
+      layer: one layer's slice of `with_kinds(params["layers"], config)`.
       hidden: the output of the layer before, or of `embed`.
-      config, precision, attention: as for `forward`.
+      config, precision, attention, lengths: as for `forward`.
     """
-    positions = jnp.arange(hidden.shape[1])[None, :]
-    angles = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
-    attend = functools.partial(causal_attention, attention=dot_product_attention if attention is None else attention)
+    batch, seq, _ = hidden.shape
+    lengths = jnp.full(batch, seq, jnp.int32) if lengths is None else lengths
+    positions = jnp.broadcast_to(jnp.arange(seq), (batch, seq))
+    kinds = rotations(config, positions, lengths)
+    return _layer(layer, hidden, kinds, config, precision=precision, attention=_attention_of(config, attention))
+
+
+def _layer(
+    layer: Params,
+    hidden: Array,
+    kinds: Rotations | None,
+    config: ModelConfig,
+    *,
+    precision: int | None,
+    attention: Attention,
+) -> Array:
+    window = window_of(layer, hidden.shape[1], config)
+    attend = functools.partial(causal_attention, attention=attention, window=window)
+    angles = rotation_of(layer, kinds, config)
     attended = jax.vmap(attend)(*_attention_inputs(layer, hidden, angles, config, precision))
     return _layer_output(layer, hidden, attended, config, precision)
 
 
-def rms_norm(
-    x: Float[Array, "*batch hidden"], weight: Float[Array, " hidden"], eps: float
-) -> Float[Array, "*batch hidden"]:
-    """`x / sqrt(mean(x**2) + eps) * weight`, in float32, result in the dtype of `x`."""
-    wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    weight = jnp.asarray(weight).astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-    return (wide * scale * weight).astype(x.dtype)
-
-
-def linear(
-    x: Float[Array, "*batch k"], weight: Any, bias: Float[Array, " n"] | None, precision: int | None
-) -> Float[Array, "*batch n"]:
-    """`x @ weight.T + bias`, in the dtype of `x`: the one place that knows what a weight can be.
-
-    Args:
-      x: inputs.
-      weight: `[n, k]`: an array, an `AnyPrecArray` or a `StackedMatrix`.
-      bias: or None.
-      precision: bits at which to read an `AnyPrecArray`.
-    """
-    if isinstance(weight, Matrix | StackedMatrix):
-        if precision is None:
-            raise ValueError("an any-precision weight is read at a precision, and none was given")
-        array, index = weight if isinstance(weight, StackedMatrix) else (weight, None)
-        product = matmul(x, array, precision=precision, layer=index)
-    else:
-        dense = jnp.asarray(weight).astype(x.dtype)
-        product = _matmul(x, dense).astype(x.dtype)
-    return product if bias is None else product + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def _matmul(x: Array, weight: Array) -> Array:
-    """`x @ weight.T` in float32, whatever the inputs are: float32 is not to become TF32 or bfloat16 on the way."""
-    return jnp.einsum("...k,nk->...n", x, weight, precision="highest", preferred_element_type=jnp.float32)
+def _attention_of(config: ModelConfig, attention: Attention | None) -> Attention:
+    if attention is None:
+        return capped_attention(config.score_cap)
+    if config.score_cap is not None:
+        raise ValueError(
+            f"this model caps its attention scores at {config.score_cap}: its attention cannot be replaced"
+        )
+    return attention
 
 
 @functools.partial(jax.jit, static_argnames=("config", "precision", "attention"))
 def _whole_sequences(
     params: Params, tokens: Array, lengths: Array, config: ModelConfig, *, precision: int | None, attention: Attention
 ) -> Array:
-    stacks, sliced = _split(params["layers"])
+    stacks, sliced = _split(with_kinds(params["layers"], config))
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    kinds = rotations(config, positions, lengths)
 
     def step(hidden: Array, indexed: tuple[Array, Params]) -> tuple[Array, None]:
         layer = _join(stacks, *indexed)
-        return layer_forward(layer, hidden, config, precision=precision, attention=attention), None
+        return _layer(layer, hidden, kinds, config, precision=precision, attention=attention), None
 
-    hidden, _ = jax.lax.scan(step, embed(params, tokens, config), (jnp.arange(config.num_layers), sliced))
-    return _nan_unless(_are_known(tokens, lengths, config), hidden)
+    hidden, _ = jax.lax.scan(step, embed(params, tokens, config, positions), (jnp.arange(config.num_layers), sliced))
+    return _nan_unless(_are_known(tokens, positions, lengths, config), hidden)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "precision", "attention"))
@@ -245,9 +263,8 @@ def _continued_sequences(
     # Padding is written nowhere: the scatter below drops what is outside the cache.
     slots = jnp.where(offsets < lengths[:, None], positions, room + offsets)
     rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
-    stacks, sliced = _split(params["layers"])
-    mask = jnp.arange(room, dtype=jnp.int32)[None, None, :] <= positions[:, :, None]
-    angles = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
+    stacks, sliced = _split(with_kinds(params["layers"], config))
+    kinds = rotations(config, positions, cache.lengths + lengths)
 
     # Keys and values of all layers are carried whole and written in place; as inputs and outputs of the scan they would be copied.
     def step(
@@ -255,72 +272,27 @@ def _continued_sequences(
     ) -> tuple[tuple[Array, Array, Array], None]:
         hidden, keys, values = carry
         index, layer = indexed[0], _join(stacks, *indexed)
+        angles = rotation_of(layer, kinds, config)
         query, key, value = _attention_inputs(layer, hidden, angles, config, precision)
         keys = keys.at[index, rows, :, :, slots].set(key.astype(keys.dtype), mode="drop", unique_indices=True)
         values = values.at[index, rows, :, slots].set(value.astype(values.dtype), mode="drop", unique_indices=True)
-        attended = _cached_attention(query, keys, values, index, mask, positions, attention)
+        window = window_of(layer, room, config)
+        attended = cached_attention(query, keys, values, index, positions, window, attention)
         return (_layer_output(layer, hidden, attended, config, precision), keys, values), None
 
-    start = (embed(params, tokens, config), cache.keys, cache.values)
+    start = (embed(params, tokens, config, positions), cache.keys, cache.values)
     (hidden, keys, values), _ = jax.lax.scan(step, start, (jnp.arange(config.num_layers), sliced))
     fits = cache.lengths + lengths <= room
-    hidden = _nan_unless(fits[:, None] & _are_known(tokens, lengths, config), hidden)
+    hidden = _nan_unless(fits[:, None] & _are_known(tokens, positions, lengths, config), hidden)
     return hidden, KVCache(keys, values, cache.lengths + lengths)
 
 
-def _cached_attention(
-    query: Array, keys: Array, values: Array, index: Array, mask: Array, positions: Array, attention: Attention
-) -> Array:
-    """`attention` of new positions [batch, seq, heads, head_dim] to what one layer's cache holds, themselves included.
-
-    One position at a time, exact attention on CPU is a native call that reads the cache in place.
-    """
-    plain = functools.partial(_prefix_attention, attention=attention)
-    is_step = query.shape[1] == 1 and attention is dot_product_attention
-    if not is_step or query.dtype != jnp.float32 or keys.dtype != jnp.float32 or cpu.why_unavailable() is not None:
-        return plain(query, keys, values, index, mask, positions)
-
-    def native(query: Array, keys: Array, values: Array, index: Array, mask: Array, positions: Array) -> Array:
-        # A row that does not fit into its cache becomes NaN elsewhere.
-        lengths = jnp.clip(positions[:, 0] + 1, 1, mask.shape[2])
-        return cpu.attention(query[:, 0], keys, values, index, lengths)[:, None]
-
-    return jax.lax.platform_dependent(query, keys, values, index, mask, positions, cpu=native, default=plain)
-
-
-def _prefix_attention(
-    query: Array, keys: Array, values: Array, index: Array, mask: Array, positions: Array, *, attention: Attention
-) -> Array:
-    """The same in XLA, whatever `attention` is.
-
-    One position at a time, only as much of the cache is read as is filled, up to the next power of two. That costs a compiled
-    branch for every power: longer pieces read all of it.
-    """
-    room = mask.shape[2]
-
-    def attend(size: int) -> Array:
-        def prefix(cache: Array, axis: int) -> Array:
-            """[batch, size, kv_heads, head_dim], as `attention` takes it, of a cache with positions along `axis`."""
-            layer = jax.lax.dynamic_index_in_dim(cache, index, keepdims=False)
-            layer = jax.lax.slice_in_dim(layer, 0, size, axis=axis)
-            return jnp.moveaxis(layer, axis, 1).astype(query.dtype)
-
-        return jax.vmap(attention)(query, prefix(keys, 3), prefix(values, 2), mask[:, :, :size])
-
-    sizes = [room]
-    while query.shape[1] == 1 and sizes[0] > _MIN_PREFIX:
-        sizes.insert(0, -(-sizes[0] // 2))
-    if len(sizes) == 1:
-        return attend(room)
-    filled = jnp.max(jnp.sum(mask, axis=-1))
-    branch = jnp.searchsorted(jnp.asarray(sizes[:-1]), filled)
-    return jax.lax.switch(branch, [functools.partial(attend, size) for size in sizes])
-
-
-def _are_known(tokens: Array, lengths: Array, config: ModelConfig) -> Array:
-    """bool [batch, seq]: no real token up to here is outside the vocabulary."""
+def _are_known(tokens: Array, positions: Array, lengths: Array, config: ModelConfig) -> Array:
+    """bool [batch, seq]: no real token up to here is outside the vocabulary, or where no position was learned."""
     real = jnp.arange(tokens.shape[1])[None, :] < lengths[:, None]
     unknown = real & ((tokens < 0) | (tokens >= config.vocab_size))
+    if config.learned_positions:
+        unknown = unknown | (real & (positions >= config.max_position_embeddings))
     return jnp.cumsum(unknown, axis=1) == 0
 
 
@@ -340,36 +312,44 @@ def _join(stacks: Mapping[str, Matrix], index: Array, sliced: Params) -> dict[st
 
 
 def _attention_inputs(
-    layer: Params, hidden: Array, angles: tuple[Array, Array], config: ModelConfig, precision: int | None
+    layer: Params, hidden: Array, angles: tuple[Array, Array] | None, config: ModelConfig, precision: int | None
 ) -> tuple[Array, Array, Array]:
     """Query (rotated and scaled), key (rotated) and value of every position: [batch, seq, heads, head_dim] each."""
-    normed = rms_norm(hidden, layer["input_norm"], config.rms_norm_eps)
-
+    entering = normed(layer, "input_norm", hidden, config)
     if "qkv_proj" in layer:
         sizes = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim)
-        fused = _project(layer, "qkv_proj", normed, precision)
-        projected = jnp.split(fused, (sizes[0], sum(sizes)), axis=-1)
+        fused = project(layer, "qkv_proj", entering, precision)
+        query, key, value = jnp.split(fused, (sizes[0], sum(sizes)), axis=-1)
     else:
-        projected = [_project(layer, name, normed, precision) for name in ("q_proj", "k_proj", "v_proj")]
-    query, key, value = (x.reshape(*hidden.shape[:2], -1, config.head_dim) for x in projected)
-    query = rotate(query, *angles) * config.head_dim**-0.5
-    return query.astype(hidden.dtype), rotate(key, *angles).astype(hidden.dtype), value
+        query, key, value = (project(layer, name, entering, precision) for name in ("q_proj", "k_proj", "v_proj"))
+    if config.head_norm == "joint":
+        query, key = normed(layer, "q_norm", query, config), normed(layer, "k_norm", key, config)
+    if (limit := config.qkv_limit) is not None:
+        query, key, value = (jnp.clip(x, -limit, limit) for x in (query, key, value))
+    query, key, value = (x.reshape(*hidden.shape[:2], -1, config.head_dim) for x in (query, key, value))
+    if config.head_norm in ("shared", "separate"):
+        query, key = normed(layer, "q_norm", query, config), normed(layer, "k_norm", key, config)
+    if angles is not None:
+        query, key = rotate(query, *angles), rotate(key, *angles)
+    query = query * (config.head_dim**-0.5 if config.query_scale is None else config.query_scale)
+    return query.astype(hidden.dtype), key.astype(hidden.dtype), value
 
 
 def _layer_output(layer: Params, hidden: Array, attended: Array, config: ModelConfig, precision: int | None) -> Array:
-    """The rest of a layer after attention: the output projection and the gated MLP, each added to its input."""
-    hidden = hidden + _project(layer, "o_proj", attended.reshape(*hidden.shape[:2], -1), precision)
-    normed = rms_norm(hidden, layer["post_attention_norm"], config.rms_norm_eps)
-    if "gate_up_proj" in layer:
-        gate, up = jnp.split(_project(layer, "gate_up_proj", normed, precision), 2, axis=-1)
-    else:
-        gate, up = (_project(layer, name, normed, precision) for name in ("gate_proj", "up_proj"))
-    return hidden + _project(layer, "down_proj", jax.nn.silu(gate) * up, precision)
+    """The rest of a layer after attention: the output projection and the MLP, each added to its input."""
+    mixed = project(layer, "o_proj", attended.reshape(*hidden.shape[:2], -1), precision)
+    if config.residual != "sequential":
+        name = "input_norm" if config.residual == "parallel_one_norm" else "post_attention_norm"
+        return hidden + mixed + mlp(layer, normed(layer, name, hidden, config), config, precision)
+    hidden = _add_normed(layer, "attention_output_norm", hidden, mixed, config)
+    output = mlp(layer, normed(layer, "post_attention_norm", hidden, config), config, precision)
+    return _add_normed(layer, "mlp_output_norm", hidden, output, config)
 
 
-def _project(layer: Params, name: str, x: Array, precision: int | None) -> Array:
-    with jax.named_scope(name):
-        return linear(x, layer[name], layer.get(f"{name}_bias"), precision)
+def _add_normed(layer: Params, name: str, hidden: Array, output: Array, config: ModelConfig) -> Array:
+    if config.norm_order == "sum":
+        return normed(layer, name, hidden + output, config)
+    return hidden + normed(layer, name, output, config)
 
 
 def _check_precision(params: Params, precision: int | None) -> None:

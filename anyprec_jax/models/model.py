@@ -59,7 +59,14 @@ def dequantized(model: Model, *, precision: int) -> Model:
         raise ValueError("the model is not quantized: there is nothing to dequantize")
     for name, stack in stacks.items():
         check_precision(stack, precision)
-        layers[name] = jax.lax.map(lambda matrix: dequantize(matrix, precision=precision), natural(stack))
+        layers[name] = _dense(natural(stack), precision)
     params = model.params | {"layers": layers}
     params |= {name: dequantize_affine(leaf) for name, leaf in params.items() if isinstance(leaf, AffineArray)}
     return dataclasses.replace(model, params=params)
+
+
+def _dense(stack: Any, precision: int) -> jax.Array:
+    """A stack [layers, n, k] or [layers, experts, n, k] as float32, one matrix at a time."""
+    if len(stack.shape) == 2:
+        return dequantize(stack, precision=precision)
+    return jax.lax.map(lambda part: _dense(part, precision), stack)

@@ -1,7 +1,7 @@
 """The parameter tree of a model, filled tensor by tensor from whatever holds the weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,22 +16,33 @@ _ALIGNMENT = (
 )
 
 
-def assemble(config: ModelConfig, read: Callable[[str, int | None], np.ndarray], *, dtype: DTypeLike) -> dict[str, Any]:
+def assemble(
+    config: ModelConfig,
+    read: Callable[[str, int | None], np.ndarray | Iterator[np.ndarray]],
+    *,
+    dtype: DTypeLike,
+) -> dict[str, Any]:
     """Builds the tree that `decoder` takes.
 
     Args:
       config: says which parameters there are; their sizes are believed, so check them against the file first.
-      read: (parameter, layer) -> one tensor of the shape that `families.tensors` gives, of any float dtype.
+      read: (parameter, layer) -> values of the shape that `families.tensors` gives, of any float dtype; or one after the other along
+        their first axis.
       dtype: of the result.
 
-    Memory: the weights once, and one tensor.
+    Memory: the weights once, and what `read` returns.
     """
     params: dict[str, Any] = {"layers": {}}
     for parameter, shape in parameter_shapes(config).items():
         if parameter.startswith(LAYERS):
             stack = aligned_empty(shape, np.dtype(dtype))
             for layer in range(config.num_layers):
-                stack[layer] = read(parameter, layer)
+                values = read(parameter, layer)
+                if isinstance(values, np.ndarray):
+                    stack[layer] = values
+                    continue
+                for index, part in enumerate(values):
+                    stack[layer, index] = part
             params["layers"][parameter.removeprefix(LAYERS)] = jax.device_put(stack)
         else:
             leaf = aligned_empty(shape, np.dtype(dtype))

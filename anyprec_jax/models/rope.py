@@ -1,7 +1,7 @@
 """Rotary position embedding.
 
-RoFormer (Su et al., 2021): pair i of a head's `head_dim / 2` pairs is turned by `position * theta ** (-2 i / head_dim)`. The two
-members of a pair are `head_dim / 2` apart, as in Hugging Face checkpoints.
+RoFormer (Su et al., 2021): pair i of a head's `rotated / 2` pairs is turned by `position * theta ** (-2 i / rotated)`. The two
+members of a pair are `rotated / 2` apart, as in Hugging Face checkpoints; the dimensions of a head from `rotated` on stay as they are.
 
 Frequencies are computed in float32 and in the order of `transformers`: at position 8000 one unit in the last place of a frequency
 is already half a milliradian.
@@ -13,21 +13,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from anyprec_jax.models.rope_scaling import FrequencyFactors, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from anyprec_jax.models.rope_scaling import (
+    DynamicScaling,
+    FrequencyFactors,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 _ONE = np.float32(1.0)
 
 
-def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Float32[np.ndarray, " pairs"]:
-    """Radians per position of every pair.
+def frequencies(rotated: int, theta: float, scaling: RopeScaling | None) -> Float32[np.ndarray, " pairs"]:
+    """Radians per position of every pair, in a text that is not longer than the scaling calls short.
 
     Raises:
-      ValueError: `FrequencyFactors` for another number of pairs.
+      ValueError: factors for another number of pairs.
     """
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    exponents = np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated)
     radian = np.float32(theta) ** exponents  # positions per radian
     match scaling:
-        case None:
+        case None | DynamicScaling():
             return _ONE / radian
         case LinearScaling(factor=factor):
             return _ONE / radian / np.float32(factor)
@@ -35,19 +43,39 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Flo
             return _llama3(_ONE / radian, scaling)
         case YarnScaling():
             return _yarn(radian, theta, scaling)
-        case FrequencyFactors(factors=factors):
+        case FrequencyFactors(factors=factors) | LongRopeScaling(short_factors=factors):
             if len(factors) != len(radian):
-                raise ValueError(f"{len(factors)} rope factors, where heads of {head_dim} have {len(radian)} pairs")
+                raise ValueError(f"{len(factors)} rope factors, where heads of {rotated} have {len(radian)} pairs")
             return _ONE / (np.asarray(factors, np.float32) * radian)
 
 
+def frequencies_by_length(
+    lengths: Int[Array, " batch"], rotated: int, theta: float, scaling: RopeScaling | None
+) -> Float32[Array, "batch pairs"]:
+    """Radians per position of every pair, for texts of these lengths."""
+    short = jnp.broadcast_to(frequencies(rotated, theta, scaling), (lengths.shape[0], rotated // 2))
+    match scaling:
+        case LongRopeScaling(long_factors=factors, original_max_position_embeddings=original):
+            long = jnp.asarray(frequencies(rotated, theta, FrequencyFactors(factors=factors)))[None, :]
+        case DynamicScaling(original_max_position_embeddings=original):
+            long = _dynamic(lengths, rotated, theta, scaling)
+        case _:
+            return short
+    return jnp.where((lengths > original)[:, None], long, short)
+
+
 def rotation(
-    positions: Int[Array, "*batch"], *, head_dim: int, theta: float, scaling: RopeScaling | None
-) -> tuple[Float32[Array, "*batch pairs"], Float32[Array, "*batch pairs"]]:
-    """Cosine and sine of every pair's angle at the given positions."""
-    per_position = frequencies(head_dim, theta, scaling)
-    angles = positions.astype(jnp.float32)[..., None] * per_position.reshape((1,) * positions.ndim + (-1,))
-    scale = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
+    positions: Int[Array, "batch seq"],
+    lengths: Int[Array, " batch"],
+    *,
+    rotated: int,
+    theta: float,
+    scaling: RopeScaling | None,
+) -> tuple[Float32[Array, "batch seq pairs"], Float32[Array, "batch seq pairs"]]:
+    """Cosine and sine of every pair's angle at the given positions, in texts of the given lengths."""
+    per_position = frequencies_by_length(lengths, rotated, theta, scaling)
+    angles = positions.astype(jnp.float32)[..., None] * per_position[:, None, :]
+    scale = scaling.attention_factor if isinstance(scaling, YarnScaling | LongRopeScaling) else 1.0
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
@@ -57,9 +85,21 @@ def rotate(
     sine: Float32[Array, "*#batch pairs"],
 ) -> Float32[Array, "*batch heads head_dim"]:
     """Turns every pair of every head; float32 out, so that the caller rounds once."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    pairs = cosine.shape[-1]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (pairs, 2 * pairs), axis=-1)
     cosine, sine = cosine[..., None, :], sine[..., None, :]
-    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1)
+
+
+def _dynamic(
+    lengths: Int[Array, " batch"], rotated: int, theta: float, scaling: DynamicScaling
+) -> Float32[Array, "batch pairs"]:
+    """What frequencies become in texts longer than the original context."""
+    longer = jnp.maximum(lengths, scaling.original_max_position_embeddings).astype(jnp.float32)
+    growth = scaling.factor * longer / scaling.original_max_position_embeddings - (scaling.factor - 1)
+    base = theta * growth ** (rotated / (rotated - 2))
+    exponents = np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated)
+    return 1.0 / base[:, None] ** exponents[None, :]
 
 
 def _llama3(base: Float32[np.ndarray, " pairs"], scaling: Llama3Scaling) -> Float32[np.ndarray, " pairs"]:
@@ -71,20 +111,18 @@ def _llama3(base: Float32[np.ndarray, " pairs"], scaling: Llama3Scaling) -> Floa
 
 
 def _yarn(radian: Float32[np.ndarray, " pairs"], theta: float, scaling: YarnScaling) -> Float32[np.ndarray, " pairs"]:
-    head_dim = 2 * len(radian)
+    rotated = 2 * len(radian)
 
     def pair_that_turns(times: float) -> float:
         """The (fractional) pair that turns this many times over the original context."""
         return (
-            head_dim
-            * math.log(scaling.original_max_position_embeddings / (times * 2 * math.pi))
-            / (2 * math.log(theta))
+            rotated * math.log(scaling.original_max_position_embeddings / (times * 2 * math.pi)) / (2 * math.log(theta))
         )
 
     start, end = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
     if scaling.truncate:
         start, end = math.floor(start), math.ceil(end)
-    start, end = max(start, 0), min(end, head_dim - 1)
+    start, end = max(start, 0), min(end, rotated - 1)
     if start == end:
         end += 0.001  # a ramp needs a width; the value is that of transformers
     ramp = np.clip((np.arange(len(radian), dtype=np.float32) - np.float32(start)) / np.float32(end - start), 0, 1)

@@ -70,8 +70,59 @@ class FrequencyFactors:
         for factor in self.factors:
             _require_number("factors", factor)
 
+    @property
+    def num_pairs(self) -> int:
+        """Rotated pairs of a head."""
+        return len(self.factors)
 
-RopeScaling: TypeAlias = LinearScaling | Llama3Scaling | YarnScaling | FrequencyFactors
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE (Ding et al., 2024): pair i's frequency divided by `short_factors[i]` in texts of up to
+    `original_max_position_embeddings` tokens and by `long_factors[i]` in longer ones; cosine and sine multiplied by
+    `attention_factor`.
+
+    A text that grows past that length keeps the keys it has cached, as in `transformers`.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_position_embeddings: int
+    attention_factor: float
+
+    def __post_init__(self) -> None:
+        for factor in (*self.short_factors, *self.long_factors):
+            _require_number("factors", factor)
+        if len(self.short_factors) != len(self.long_factors):
+            raise ValueError(
+                f"rope short_factor and long_factor must be as many, got {len(self.short_factors)} and {len(self.long_factors)}"
+            )
+        _require_positive(self, "original_max_position_embeddings", "attention_factor")
+
+    @property
+    def num_pairs(self) -> int:
+        """Rotated pairs of a head."""
+        return len(self.short_factors)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DynamicScaling:
+    """NTK-aware interpolation (bloc97 and emozilla, 2023): the base grows with the text once that is longer than
+    `original_max_position_embeddings`.
+
+    A text that grows keeps the keys it has cached, as in `transformers`.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "factor", "original_max_position_embeddings")
+
+
+RopeScaling: TypeAlias = (
+    LinearScaling | Llama3Scaling | YarnScaling | FrequencyFactors | LongRopeScaling | DynamicScaling
+)
 
 
 def yarn_attention_factor(factor: float) -> float:
@@ -79,8 +130,14 @@ def yarn_attention_factor(factor: float) -> float:
     return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def scaling_from_huggingface(document: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def scaling_from_huggingface(
+    document: Mapping[str, Any], default_theta: float = _DEFAULT_THETA
+) -> tuple[float, RopeScaling | None]:
     """Reads theta and scaling from a `config.json`: `rope_parameters`, or `rope_theta` and `rope_scaling` before `transformers` 5.
+
+    Args:
+      document: the JSON object.
+      default_theta: where it does not say.
 
     Raises:
       ValueError: a scaling that is not supported (those that are get named), or a parameter that is missing or makes no sense.
@@ -89,17 +146,18 @@ def scaling_from_huggingface(document: Mapping[str, Any]) -> tuple[float, RopeSc
     if not isinstance(given, Mapping):
         raise ValueError(f"rope_scaling should be a JSON object, got {given!r}")
     parameters = {key: value for key, value in given.items() if value is not None}
-    for settings in (parameters, document):
-        if settings.get("partial_rotary_factor") not in (None, 1):
-            raise ValueError(
-                f"partial_rotary_factor {settings['partial_rotary_factor']!r} is not supported; supported is 1"
-            )
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if not isinstance(kind, str) or kind not in _READERS:
         raise ValueError(f"rope scaling {kind!r} is not supported; supported are {', '.join(_READERS)}")
-    original = document.get(_ORIGINAL) or parameters.get(_ORIGINAL) or document.get("max_position_embeddings")
+    longest = document.get("max_position_embeddings")
+    original = document.get(_ORIGINAL) or parameters.get(_ORIGINAL) or longest
+    if kind == "dynamic":
+        original = longest
     parameters[_ORIGINAL] = original  # transformers looks in this order, too
-    theta = real({"rope_theta": document.get("rope_theta")} | parameters, "rope_theta", _DEFAULT_THETA)
+    parameters.setdefault("factor", None)
+    if kind == "longrope" and parameters["factor"] is None and longest and original:
+        parameters["factor"] = real({"": longest}, "") / real({"": original}, "")
+    theta = real({"rope_theta": document.get("rope_theta")} | parameters, "rope_theta", default_theta)
     return theta, _READERS[kind](parameters)
 
 
@@ -109,21 +167,36 @@ def scaling_to_huggingface(theta: float, scaling: RopeScaling | None, max_positi
     match scaling:
         case None:
             pass
-        case FrequencyFactors(factors=factors):
-            # What transformers calls LongRoPE is this, with one set of factors for short texts and one for long.
-            parameters = {"rope_type": "longrope", "original_max_position_embeddings": max_position_embeddings}
-            parameters |= {
-                "short_factor": list(factors),
-                "long_factor": list(factors),
-                "attention_factor": 1.0,
-                "factor": 1.0,
-            }
+        case FrequencyFactors(factors=factors):  # LongRoPE with the same factors for short texts and for long
+            parameters = _longrope_to_huggingface(factors, factors, max_position_embeddings, 1.0)
+        case LongRopeScaling():
+            parameters = _longrope_to_huggingface(
+                scaling.short_factors,
+                scaling.long_factors,
+                scaling.original_max_position_embeddings,
+                scaling.attention_factor,
+            )
+        case DynamicScaling(factor=factor):
+            parameters = {"rope_type": "dynamic", "factor": factor}
         case LinearScaling() | Llama3Scaling() | YarnScaling():
             parameters = {"rope_type": _NAMES[type(scaling)], **dataclasses.asdict(scaling)}
     return {
         "rope_theta": theta,
         "rope_scaling": None if scaling is None else parameters,
         "rope_parameters": {"rope_theta": theta, **parameters},
+    }
+
+
+def _longrope_to_huggingface(
+    short: tuple[float, ...], long: tuple[float, ...], original: int, attention_factor: float
+) -> dict[str, Any]:
+    return {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": original,
+        "short_factor": list(short),
+        "long_factor": list(long),
+        "attention_factor": attention_factor,
+        "factor": 1.0,  # of no effect beside an attention_factor
     }
 
 
@@ -177,13 +250,32 @@ def _read_yarn(parameters: Mapping[str, Any]) -> YarnScaling:
     )
 
 
-def _read_longrope(parameters: Mapping[str, Any]) -> FrequencyFactors:
-    short, long = parameters.get("short_factor"), parameters.get("long_factor")
-    if not isinstance(short, list) or short != long or parameters.get("attention_factor") != 1:
-        raise ValueError(
-            "rope scaling 'longrope' is supported with equal short_factor and long_factor and attention_factor 1"
-        )
-    return FrequencyFactors(factors=tuple(real({"factor": factor}, "factor") for factor in short))
+def _read_longrope(parameters: Mapping[str, Any]) -> FrequencyFactors | LongRopeScaling:
+    original, factor = _original_length(parameters), real(parameters, "factor", 1.0)
+    derived = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    attention_factor = real(parameters, "attention_factor", derived)
+    short, long = (_factors(parameters, key) for key in ("short_factor", "long_factor"))
+    if short == long and attention_factor == 1:
+        return FrequencyFactors(factors=short)
+    return LongRopeScaling(
+        short_factors=short,
+        long_factors=long,
+        original_max_position_embeddings=original,
+        attention_factor=attention_factor,
+    )
+
+
+def _factors(parameters: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    given = parameters.get(key)
+    if not isinstance(given, list):
+        raise ValueError(f"rope scaling 'longrope' should have a list as {key}, got {given!r}")
+    return tuple(real({key: factor}, key) for factor in given)
+
+
+def _read_dynamic(parameters: Mapping[str, Any]) -> DynamicScaling:
+    return DynamicScaling(
+        factor=real(parameters, "factor"), original_max_position_embeddings=_original_length(parameters)
+    )
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], RopeScaling | None]] = {
@@ -192,6 +284,8 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], RopeScaling | None]] = {
     "llama3": _read_llama3,
     "yarn": _read_yarn,
     "longrope": _read_longrope,
+    "su": _read_longrope,  # the name that Phi-3 gave it first
+    "dynamic": _read_dynamic,
 }
 _NAMES = {LinearScaling: "linear", Llama3Scaling: "llama3", YarnScaling: "yarn"}
 

@@ -104,17 +104,33 @@ def matmul_mixed(
     )
 
 
-def dequantize_layer(stack: Matrix, layer: Int[Array, ""] | int, *, precision: int) -> Float32[Array, "n k"]:
-    """The weights of one matrix of a stack, as `precision` bits represent them; exact, and native where that is built.
+def dequantize_layer(stack: Matrix, layer: Int[Array, ""] | int, *, precision: int) -> Float32[Array, "*experts n k"]:
+    """The weights of one layer of a stack, as `precision` bits represent them; exact, and native where that is built.
+
+    Args:
+      stack: [layers, n, k], or [layers, experts, n, k], of which all experts of the layer are wanted.
+      layer: its number.
+      precision: bits per weight.
 
     Raises:
       ValueError: if `stack` is one matrix, or cannot be read at `precision`.
     """
-    if len(stack.shape) != 3:
+    if len(stack.shape) not in (3, 4):
         raise ValueError(f"expected a stack [layers, n, k], got a matrix of shape {stack.shape}: use dequantize")
     check_precision(stack, precision)
+    if len(stack.shape) == 4:
+        experts = stack.shape[1]
+        matrices = flat_stack(stack)
+        first = jnp.asarray(layer, jnp.int32) * experts
+        one = functools.partial(dequantize_layer, matrices, precision=precision)
+        return jax.lax.map(one, first + jnp.arange(experts, dtype=jnp.int32))
     planes, codebook, index = _as_stack(stack, stack.codebooks[precision], layer)
     return operations.weights(planes, codebook, index, k=stack.k)
+
+
+def flat_stack(stack: Matrix) -> Matrix:
+    """A stack [layers, experts, n, k] seen as one of layers * experts matrices; nothing is copied under `jax.jit`."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stack)
 
 
 def _check(x: Array, array: Matrix, layer: Array | int | None) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import anyprec_jax
-from anyprec_jax.cli import progress_bars
+from anyprec_jax.cli.progress import progress_bars
 from anyprec_jax.evaluate import Result, evaluate
 from anyprec_jax.generation import Generation
 from anyprec_jax.inspection import inspect

@@ -21,16 +21,17 @@ class AttentionInputs(NamedTuple):
 
 
 def attention_inputs(model: Model, tokens: Int[Array, " n"], layer: int) -> AttentionInputs:
-    """What the layer of that number (from 0) attends with; the layers before it are computed exactly. For unquantized models."""
+    """What the layer of that number (from 0) attends with; the layers before it are computed exactly. For unquantized Llamas."""
     config, stacks = model.config, model.params["layers"]
     step = jax.jit(functools.partial(layer_forward, config=config))
     hidden = embed(model.params, tokens[None], config)
     for index in range(layer):
         hidden = step({name: stack[index] for name, stack in stacks.items()}, hidden)
-    normed = rms_norm(hidden, stacks["input_norm"][layer], config.rms_norm_eps)
+    normed = rms_norm(hidden, stacks["input_norm"][layer], config.norm_eps)
     query, key, value = (_project(stacks, name, layer, normed, config.head_dim) for name in ("q", "k", "v"))
     positions = jnp.arange(len(tokens))[None]
-    angles = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
+    lengths = jnp.asarray([len(tokens)], jnp.int32)
+    angles = rotation(positions, lengths, rotated=config.rotated, theta=config.rope_theta, scaling=config.rope_scaling)
     rotated = rotate(query, *angles) * config.head_dim**-0.5, rotate(key, *angles), value
     return AttentionInputs(*(jnp.moveaxis(part[0], 1, 0) for part in rotated))
 

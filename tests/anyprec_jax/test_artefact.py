@@ -14,7 +14,7 @@ import pytest
 from anyprec_jax.affine import dequantize_affine
 from anyprec_jax.array import AnyPrecArray, validate
 from anyprec_jax.checkpoint import load, manifest, save
-from anyprec_jax.checkpoint.orbax import narrowest_lossless
+from anyprec_jax.checkpoint.tree import narrowest_dtype
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.inspection import inspect
 from anyprec_jax.model_quantization import quantize_model
@@ -271,11 +271,18 @@ def test_inspect_counts_bits_from_shapes_alone(artefact: Path) -> None:
         ([np.inf, 1.0], ml_dtypes.bfloat16),
     ],
 )
-def test_narrowest_lossless(values: list[float], dtype: type) -> None:
+def test_narrowest_dtype(values: list[float], dtype: type) -> None:
     array = np.asarray(values, np.float32)
-    narrow = narrowest_lossless(array)
-    assert narrow.dtype == dtype
-    np.testing.assert_array_equal(narrow.astype(np.float32), array)
+    narrow = narrowest_dtype(lambda: [array], array.dtype)
+    assert narrow == dtype
+    np.testing.assert_array_equal(array.astype(narrow).astype(np.float32), array)
+
+
+def test_narrowest_dtype_of_several() -> None:
+    """Each alone would fit into 16 bits, but not into the same ones."""
+    wide, fine = np.asarray([2.0**100], np.float32), np.asarray([1.0009765625], np.float32)
+    assert narrowest_dtype(lambda: [wide, fine], wide.dtype) == np.float32
+    assert narrowest_dtype(lambda: [fine, np.ones(1, np.float32)], fine.dtype) == np.float16
 
 
 def test_a_matrix_that_breaks_its_invariants_is_not_saved(artefact: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,11 @@ from rich.console import Console
 
 from anyprec_jax import cli
 from anyprec_jax.checkpoint import load
+from anyprec_jax.checkpoint.formats import export
+from anyprec_jax.cli.progress import progress_bars
 from anyprec_jax.evaluate import perplexity
 from bandwise_commands import interrupts
+from tests.anyprec_jax import test_gguf
 from tests.anyprec_jax.tiny import TEXT, save_tiny_model
 
 COMMANDS = ("quantize", "inspect", "evaluate", "generate", "export")
@@ -63,6 +67,15 @@ def test_inspect(folder: Path) -> None:
     assert all(len(array["sha256"]) == 64 for array in report["arrays"].values())
     assert report["affine"]["embedding"]["bytes"] == report["bytes"]["affine"] == 260 * (48 + 8)
     assert report["affine_weights"] == 260 * 48
+
+
+def test_inspect_a_plain_model(folder: Path) -> None:
+    shown = anyprec("inspect", folder / "tiny").stdout.splitlines()
+    parameters = json.loads(anyprec("inspect", folder / "tiny", "--json").stdout)["parameters"]
+    assert (
+        shown[0] == f"huggingface, family llama, 3 layers, {parameters:,} parameters, precisions none (not quantized)"
+    )
+    assert shown[1] == f"in memory: {4 * parameters / 1e6:,.1f} MB in float32"
 
 
 def test_evaluate(folder: Path) -> None:
@@ -142,7 +155,41 @@ def broken(folder: Path) -> Path:
     tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].copy()
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
     safetensors.numpy.save_file(tensors, inputs / "nan" / "model.safetensors")
+    break_copies(inputs)
     return inputs
+
+
+def break_copies(inputs: Path) -> None:
+    """Copies of a sound model, each wrong in one way."""
+    for name in ("bert", "shards", "wide", "pickled", "hostile", "mute"):
+        save_tiny_model(inputs / name)
+    export(inputs / "wide", inputs / "flipped", "huggingface")
+    config = inputs / "bert" / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", "BertModel").replace('"llama"', '"bert"'))
+    weights = safetensors.numpy.load_file(inputs / "shards" / "model.safetensors")
+    shards = {"model-1.safetensors": list(weights)[::2], "model-2.safetensors": list(weights)[1::2]}
+    (inputs / "shards" / "model.safetensors").unlink()
+    safetensors.numpy.save_file(
+        {n: weights[n] for n in shards["model-1.safetensors"]}, inputs / "shards" / "model-1.safetensors"
+    )
+    index = {"weight_map": {name: file for file, names in shards.items() for name in names}}
+    (inputs / "shards" / "model.safetensors.index.json").write_text(json.dumps(index))
+    weights["model.norm.weight"] = np.ones(49, np.float32)
+    safetensors.numpy.save_file(weights, inputs / "wide" / "model.safetensors")
+    (inputs / "pickled" / "model.safetensors").rename(inputs / "pickled" / "pytorch_model.bin")
+    hostile = inputs / "hostile"
+    document = json.loads((hostile / "config.json").read_text()) | {
+        "anyprec": {"seed_precision": 3, "parent_precision": 4}
+    }
+    (hostile / "config.json").write_text(json.dumps(document))
+    with zipfile.ZipFile(hostile / "pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.")
+    flipped = bytearray((inputs / "flipped" / "model.safetensors").read_bytes())
+    flipped[-1] ^= 1
+    (inputs / "flipped" / "model.safetensors").write_bytes(flipped)
+    (inputs / "mute" / "tokenizer.json").unlink()
+    test_gguf.tiny(inputs / "type.gguf")
+    test_gguf.patched(inputs / "type.gguf", b"output_norm.weight", 4 + 8, (222).to_bytes(4, "little"))
 
 
 MISTAKES = {
@@ -170,8 +217,37 @@ MISTAKES = {
     "out is a file": (("quantize", "{tiny}", "{in}/prose.txt", "--uniform"), "prose.txt already exists"),
     "out below a file": (("quantize", "{tiny}", "{in}/prose.txt/out", "--uniform"), "Not a directory"),
     "artefact again": (("quantize", "{artefact}", "{out}", "--uniform"), "quantized already"),
-    "inspect a model": (("inspect", "{tiny}"), "is not an any-precision artefact"),
-    "inspect nothing": (("inspect", "{in}/nowhere"), "nowhere"),
+    "inspect prose": (("inspect", "{in}/prose.txt"), "is not a model"),
+    "inspect nothing": (("inspect", "{in}/nowhere"), "nowhere does not exist"),
+    "inspect another architecture": (
+        ("inspect", "{in}/bert"),
+        "BertModel (model_type bert) is not supported; supported are",
+    ),
+    "another architecture": (("quantize", "{in}/bert", "{out}", "--uniform"), "supported are LlamaForCausalLM"),
+    "a missing shard": (("export", "{in}/shards", "{out}"), "model-2.safetensors is missing"),
+    "a shard of another shape": (
+        ("inspect", "{in}/wide"),
+        "model.norm.weight has shape (49,), config.json calls for (48,)",
+    ),
+    "weights in a pickle": (
+        ("inspect", "{in}/pickled"),
+        "pickles can run code and are not read; convert them to safetensors",
+    ),
+    "code in a pickle": (("inspect", "{in}/hostile"), "names 'posix.system', which is not allowed"),
+    "unknown tensor type": (("inspect", "{in}/type.gguf"), "is of type 222, which is not known"),
+    "a checksum": (("export", "{in}/flipped", "{out}"), "does not match its checksum in export.json"),
+    "generate without tokenizer": (("generate", "{in}/mute", "--prompt", "a"), "tokenizer"),
+    "evaluate without tokenizer": (
+        ("evaluate", "{in}/mute", "--text", "{text}"),
+        "has no tokenizer, and scoring text needs one",
+    ),
+    "calibrate without tokenizer": (("quantize", "{in}/mute", "{out}", "--calibration", "{text}"), "needs a tokenizer"),
+    "export without precision": (("export", "{artefact}", "{out}"), "a precision is needed for"),
+    "export codes of a dense model": (
+        ("export", "{tiny}", "{out}", "--format", "upstream"),
+        "there are no codes to write",
+    ),
+    "export rows of 48": (("export", "{artefact}", "{out}", "--format", "upstream"), "rows that are multiples of 32"),
     "evaluate precision 9": (("evaluate", "{artefact}", "--text", "{text}", "--precision", "9"), "holds 3, 4, 5, 6"),
     "evaluate no text": (("evaluate", "{artefact}", "--text", "{in}/nowhere"), "nowhere: No such file"),
     "evaluate one token": (("evaluate", "{artefact}", "--text", "{text}", "--max-tokens", "1"), "at least 2 tokens"),
@@ -240,7 +316,7 @@ def test_export_looks_at_its_destination_first(folder: Path, broken: Path, monke
     def load(*_args: object, **_kwargs: object) -> None:
         pytest.fail("minutes of loading, for nothing")
 
-    monkeypatch.setattr("anyprec_jax.checkpoint.load", load)
+    monkeypatch.setattr("anyprec_jax.checkpoint.formats.open_source", load)
     assert anyprec("export", folder / "artefact", broken / "taken", "--precision", 4).exit_code == 2
 
 
@@ -280,7 +356,7 @@ def test_ctrl_c_while_xla_computes_is_130(folder: Path, tmp_path: Path) -> None:
 
 def test_an_interrupt_that_got_lost_is_raised_at_the_next_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupts, "_interrupts", [])
-    with cli.progress_bars(Console(file=io.StringIO())) as report:
+    with progress_bars(Console(file=io.StringIO())) as report:
         report("counting", 0, 2)
         with pytest.raises(KeyboardInterrupt):
             interrupts._interrupt(signal.SIGINT, None)

@@ -93,7 +93,7 @@ class TestWholeSequences:
             config,
             rope_theta=10000.0,
             rope_scaling=None,
-            rms_norm_eps=1e-5,
+            norm_eps=1e-5,
             tie_embeddings=False,
             attention_bias=False,
             mlp_bias=False,

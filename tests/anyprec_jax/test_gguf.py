@@ -143,7 +143,7 @@ class TestWeights:
             document["tie_word_embeddings"],
             document["attention_bias"],
         )
-        assert (config.rms_norm_eps, config.rope_theta, config.mlp_bias) == (1e-5, 10000.0, document["mlp_bias"])
+        assert (config.norm_eps, config.rope_theta, config.mlp_bias) == (1e-5, 10000.0, document["mlp_bias"])
         assert (config.bos_token_id, config.eos_token_ids, config.max_position_embeddings) == (1, (2,), 64)
         assert model.tokenizer is None
 
@@ -345,8 +345,14 @@ class TestRope:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "another architecture": ({"architecture": "mamba"}, "architecture 'mamba' is not supported; supported are llama"),
-    "experts": ({"settings": {"llama.expert_count": 8}}, "mixtures of experts"),
+    "another architecture": (
+        {"architecture": "mamba"},
+        "architecture 'mamba' is not supported; supported are gemma2, .*llama",
+    ),
+    "experts that are not there": (
+        {"settings": {"llama.expert_count": 8, "llama.expert_used_count": 2}},
+        "lacks the tensor blk.0.ffn_gate_inp.weight",
+    ),
     "a part": ({"settings": {"split.count": 3}}, "split"),
     "no size": ({"settings": {"llama.embedding_length": None}}, "metadata lack llama.embedding_length"),
     "a size in letters": ({"settings": {"llama.embedding_length": "24"}}, "llama.embedding_length should be a int"),

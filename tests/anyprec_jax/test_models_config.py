@@ -4,16 +4,19 @@ import dataclasses
 import json
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import config_from_huggingface, config_to_huggingface, parameter_shapes
-from anyprec_jax.models.rope import frequencies
+from anyprec_jax.models.rope import frequencies, frequencies_by_length
 from anyprec_jax.models.rope_scaling import (
+    DynamicScaling,
     FrequencyFactors,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     RopeScaling,
     YarnScaling,
     scaling_from_huggingface,
@@ -33,6 +36,13 @@ SCALINGS: dict[str, RopeScaling | None] = {
     "llama3": Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32),
     "yarn": YarnScaling(factor=4.0, original_max_position_embeddings=32, attention_factor=1.25, beta_fast=16.0),
     "factors": FrequencyFactors(factors=(1.0, 1.5, 2.0, 3.0, 8.0)),
+    "longrope": LongRopeScaling(
+        short_factors=(1.0, 1.1, 1.2, 1.5, 2.0),
+        long_factors=(1.0, 1.5, 2.0, 3.0, 8.0),
+        original_max_position_embeddings=32,
+        attention_factor=1.25,
+    ),
+    "dynamic": DynamicScaling(factor=2.0, original_max_position_embeddings=64),
 }
 
 
@@ -46,8 +56,8 @@ class TestValidation:
             ("intermediate_size", -40),
             ("num_kv_heads", 4),  # does not divide 6
             ("head_dim", 9),
-            ("rms_norm_eps", float("nan")),
-            ("rms_norm_eps", 0.0),
+            ("norm_eps", float("nan")),
+            ("norm_eps", 0.0),
             ("rope_theta", 1.0),
             ("rope_theta", float("inf")),
             ("bos_token_id", -2),
@@ -90,8 +100,26 @@ def test_frequencies_follow_the_papers(name: str) -> None:
 
 
 def test_each_scaling_moves_the_frequencies() -> None:
-    found = {name: tuple(frequencies(10, 10000.0, scaling)) for name, scaling in SCALINGS.items()}
-    assert len(set(found.values())) == len(SCALINGS)
+    lengths = jnp.asarray([90], jnp.int32)  # longer than any of them calls short
+    found = {name: frequencies_by_length(lengths, 10, 10000.0, scaling)[0] for name, scaling in SCALINGS.items()}
+    distinct = {tuple(np.asarray(values).tolist()) for name, values in found.items() if name != "longrope"}
+    assert len(distinct) == len(SCALINGS) - 1
+    np.testing.assert_array_equal(found["longrope"], found["factors"])  # it differs by what it multiplies with
+
+
+def test_short_texts_are_rotated_as_in_training() -> None:
+    lengths = jnp.asarray([32, 33], jnp.int32)
+    longrope = frequencies_by_length(lengths, 10, 10000.0, SCALINGS["longrope"])
+    np.testing.assert_array_equal(
+        longrope[0], frequencies(10, 10000.0, FrequencyFactors(factors=(1.0, 1.1, 1.2, 1.5, 2.0)))
+    )
+    np.testing.assert_array_equal(longrope[1], frequencies(10, 10000.0, SCALINGS["factors"]))
+    lengths = jnp.asarray([64, 96], jnp.int32)
+    dynamic = frequencies_by_length(lengths, 10, 10000.0, SCALINGS["dynamic"])
+    np.testing.assert_array_equal(dynamic[0], frequencies(10, 10000.0, None))
+    base = 10000.0 * (2.0 * 96 / 64 - 1.0) ** (10 / 8)
+    expected = [base ** (-2 * pair / 10) for pair in range(5)]
+    np.testing.assert_allclose(dynamic[1], expected, rtol=16 * np.finfo(np.float32).eps)
 
 
 class TestHuggingFace:
@@ -107,7 +135,7 @@ class TestHuggingFace:
             num_kv_heads=2,
             head_dim=10,
             max_position_embeddings=64,
-            rms_norm_eps=1e-5,
+            norm_eps=1e-5,
             rope_theta=10000.0,
             rope_scaling=None,
             tie_embeddings=False,
@@ -136,7 +164,7 @@ class TestHuggingFace:
             document["max_position_embeddings"],
         )
         config = config_from_huggingface(document)
-        assert (config.num_kv_heads, config.head_dim, config.rms_norm_eps, config.rope_theta) == (6, 4, 1e-6, 10000.0)
+        assert (config.num_kv_heads, config.head_dim, config.norm_eps, config.rope_theta) == (6, 4, 1e-6, 10000.0)
         assert (config.tie_embeddings, config.attention_bias, config.mlp_bias) == (False, False, False)
         assert (config.bos_token_id, config.eos_token_ids, config.max_position_embeddings) == (1, (2,), 2048)
 
@@ -189,7 +217,7 @@ class TestHuggingFace:
             ({"model_type": ["llama"]}, "not supported"),
             ({"architectures": "LlamaForCausalLM"}, "architectures"),
             ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
-            ({"hidden_act": "gelu"}, "'gelu'.*supported is silu"),
+            ({"hidden_act": "mish"}, "hidden_act 'mish'.*supported are silu"),
             ({"hidden_size": "24"}, "hidden_size"),
             ({"hidden_size": None}, "hidden_size"),
             ({"num_hidden_layers": -3}, "num_layers"),
@@ -202,8 +230,8 @@ class TestHuggingFace:
             ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
             ({"rope_theta": "big"}, "rope_theta"),
             (
-                {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
-                "'dynamic'.*supported are default, linear, llama3, yarn",
+                {"rope_scaling": {"rope_type": "proportional", "factor": 2.0}},
+                "'proportional'.*supported are default, linear, llama3, yarn",
             ),
             ({"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, "not supported"),
             ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
@@ -213,7 +241,16 @@ class TestHuggingFace:
             ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": "no"}}, "truncate"),
             ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 0.5}}, "original_max_position_embeddings"),
             ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale"),
-            ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "longrope"),
+            (
+                {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+                "1 rope factors, where 10 rotated dimensions have 5 pairs",
+            ),
+            (
+                {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 5, "long_factor": [2.0]}},
+                "must be as many",
+            ),
+            ({"rope_scaling": {"rope_type": "longrope", "short_factor": 1.0}}, "list as short_factor"),
+            ({"rope_scaling": {"rope_type": "dynamic"}}, "factor"),
             ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
             ({"eos_token_id": "</s>"}, "token ids"),
         ],

@@ -27,7 +27,7 @@ TINY = ModelConfig(
     num_kv_heads=2,
     head_dim=16,
     max_position_embeddings=128,
-    rms_norm_eps=1e-5,
+    norm_eps=1e-5,
     rope_theta=500_000.0,
     tie_embeddings=True,
 )

@@ -1,0 +1,208 @@
+"""A model on disk that is read a layer of a parameter at a time: what every format is read as, and written from.
+
+Conversions hold one tensor of the model in memory. Everything here is NumPy: nothing is compiled, nothing goes to a device.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Shaped, UInt8, UInt32
+
+from anyprec_jax import affine
+from anyprec_jax.affine import AffineArray
+from anyprec_jax.array import AnyPrecArray, Matrix
+from anyprec_jax.checkpoint.manifest import AFFINE_KIND, CODEBOOK_KIND, MatrixEntry, common_precisions
+from anyprec_jax.layout import natural
+from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.families import LAYERS, parameter_shapes
+from anyprec_jax.models.fusion import unfused
+from anyprec_jax.models.model import Model
+from anyprec_jax.tokenizer import Tokenizer
+
+Leaf: TypeAlias = np.ndarray | AnyPrecArray | AffineArray  # the last two with NumPy leaves
+
+_WEIGHTS_AT_ONCE = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Everything about a model but its weights, and how to get at those.
+
+    Attributes:
+      format: huggingface, gguf, artefact, orbax or upstream; memory for a model that was not read from disk.
+      path: the folder or file; None for a model in memory.
+      config: sizes and settings.
+      tokenizer: None where there is none.
+      matrices: parameter -> what is quantized of it; all others are plain.
+      dtypes: plain parameter -> dtype of what `read` gives.
+      precisions: those that the model can be read at; none if it is not quantized.
+      read: (parameter, layer) -> its weights in that layer; the layer is None outside the layers.
+      provenance: JSON-able facts about how the model was made.
+      read_at: the precision that plain weights were dequantized at; None where they were not.
+    """
+
+    format: str
+    path: Path | None
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    matrices: Mapping[str, MatrixEntry]
+    dtypes: Mapping[str, np.dtype]
+    precisions: tuple[int, ...]
+    read: Callable[[str, int | None], Leaf]
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    read_at: int | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether anything is an any-precision matrix."""
+        return any(not entry.is_affine for entry in self.matrices.values())
+
+
+def model_source(model: Model) -> Source:
+    """A model in memory as a source. What is read are views where the leaves are on the host."""
+    leaves = {name: leaf for name, leaf in model.params.items() if name != "layers"}
+    leaves |= {f"{LAYERS}{name}": leaf for name, leaf in _unfused_on_host(model.params["layers"]).items()}
+    matrices = {name: entry for name, leaf in leaves.items() if (entry := matrix_entry(leaf)) is not None}
+    plain = {name: np.asarray(leaf) for name, leaf in leaves.items() if name not in matrices}
+
+    def read(parameter: str, layer: int | None) -> Leaf:
+        if parameter in plain:
+            return plain[parameter] if layer is None else plain[parameter][layer]
+        leaf = leaves[parameter]
+        if isinstance(leaf, AffineArray):
+            return affine_on_host(np.asarray(leaf.codes), np.asarray(leaf.scale), np.asarray(leaf.offset))
+        books = {w: np.asarray(book)[layer] for w, book in leaf.codebooks.items()}
+        planes = np.asarray(leaf.bitplanes)[layer]
+        return matrix_on_host(planes, books, leaf.seed_precision, leaf.parent_precision, leaf.k)
+
+    return Source(
+        format="memory",
+        path=None,
+        config=model.config,
+        tokenizer=model.tokenizer,
+        matrices=matrices,
+        dtypes={name: leaf.dtype for name, leaf in plain.items()},
+        precisions=common_precisions(matrices),
+        read=read,
+    )
+
+
+def matrix_on_host(planes: np.ndarray, books: Mapping[int, np.ndarray], seed: int, parent: int, k: int) -> AnyPrecArray:
+    """An any-precision matrix with NumPy leaves, which everything takes but the products. It is not validated."""
+    leaves: tuple[Any, Any] = planes, dict(books)
+    return AnyPrecArray(*leaves, seed, parent, k)
+
+
+def affine_on_host(codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> AffineArray:
+    """Affine rows with NumPy leaves. They are not validated."""
+    leaves: tuple[Any, Any, Any] = codes, scale, offset
+    return AffineArray(*leaves)
+
+
+def matrix_entry(leaf: Any) -> MatrixEntry | None:
+    """What the manifest says of a quantized leaf; None of a plain one."""
+    if isinstance(leaf, AnyPrecArray):
+        kinds = {str(w): CODEBOOK_KIND for w in leaf.precisions}
+        return MatrixEntry(
+            k=leaf.k, seed_precision=leaf.seed_precision, parent_precision=leaf.parent_precision, codebooks=kinds
+        )
+    if isinstance(leaf, AffineArray):
+        kinds = {str(affine.BITS): AFFINE_KIND}
+        return MatrixEntry(k=leaf.k, seed_precision=affine.BITS, parent_precision=affine.BITS, codebooks=kinds)
+    return None
+
+
+def plain_source(source: Source, *, precision: int | None, dtype: np.dtype | None) -> Source:
+    """The model as plain arrays: what is quantized as `precision` bits represent it.
+
+    Args:
+      source: any.
+      precision: None for a model that has no any-precision matrices.
+      dtype: of every weight; None keeps those of plain leaves, and makes the others float32.
+
+    Raises:
+      ValueError: no precision for a model that needs one, one for a model that has none, or one that it cannot be read at; when
+        read, a weight too large for `dtype`.
+    """
+    _check_precision(source, precision)
+    float32 = np.dtype(np.float32)
+    dtypes = {name: dtype or source.dtypes.get(name, float32) for name in parameter_shapes(source.config)}
+
+    def read(parameter: str, layer: int | None) -> Leaf:
+        leaf, wanted = source.read(parameter, layer), dtypes[parameter]
+        if isinstance(leaf, AnyPrecArray):
+            assert precision is not None
+            plain = dequantized_matrix(leaf, precision=precision, dtype=wanted)
+        elif isinstance(leaf, AffineArray):
+            plain = dequantized_rows(leaf, dtype=wanted)
+        else:
+            with np.errstate(over="ignore"):
+                plain = leaf.astype(wanted, copy=False)
+        _check_finite(plain, leaf, parameter, layer)
+        return plain
+
+    return dataclasses.replace(source, matrices={}, dtypes=dtypes, precisions=(), read=read, read_at=precision)
+
+
+def dequantized_matrix(matrix: AnyPrecArray, *, precision: int, dtype: np.dtype) -> Shaped[np.ndarray, "*lead n k"]:
+    """The weights of a matrix with NumPy leaves at one precision. Memory: the result, and 100 MB."""
+    lead, n, k = matrix.shape[:-2], matrix.n, matrix.k
+    result = np.empty((*lead, n, k), dtype)
+    step = max(1, _WEIGHTS_AT_ONCE // k)
+    for index in np.ndindex(*lead):
+        planes, book = matrix.bitplanes[index][:precision], np.asarray(matrix.codebooks[precision])[index].astype(dtype)
+        for start in range(0, n, step):
+            rows = slice(start, start + step)
+            codes = row_codes(np.asarray(planes[:, rows]), k)
+            result[(*index, rows)] = np.take_along_axis(book[rows], codes.astype(np.intp), axis=1)
+    return result
+
+
+def row_codes(planes: UInt32[np.ndarray, "w rows words"], k: int) -> UInt8[np.ndarray, "rows k"]:
+    """The codes of some rows, of as many bits as there are planes."""
+    codes = np.zeros((planes.shape[1], k), np.uint8)
+    for plane in np.ascontiguousarray(planes, "<u4").view(np.uint8):
+        codes = (codes << 1) | np.unpackbits(plane, axis=-1, count=k, bitorder="little")
+    return codes
+
+
+def dequantized_rows(array: AffineArray, *, dtype: np.dtype) -> Shaped[np.ndarray, "n k"]:
+    """The weights of affine rows with NumPy leaves. Memory: the result, and 100 MB."""
+    result = np.empty(array.shape, dtype)
+    step = max(1, _WEIGHTS_AT_ONCE // array.k)
+    codes, scale, offset = (np.asarray(leaf) for leaf in (array.codes, array.scale, array.offset))
+    for start in range(0, array.n, step):
+        rows = slice(start, start + step)
+        values: Float32[np.ndarray, "rows k"] = codes[rows].astype(np.float32) * scale[rows, None] + offset[rows, None]
+        with np.errstate(over="ignore"):
+            result[rows] = values.astype(dtype)
+    return result
+
+
+def _check_precision(source: Source, precision: int | None) -> None:
+    where = "the model" if source.path is None else str(source.path)
+    if not source.is_quantized and precision is not None:
+        raise ValueError(f"{where} is not quantized, so it has no precisions to choose from")
+    if source.is_quantized and precision not in source.precisions:
+        stored = ", ".join(map(str, source.precisions))
+        wanted = "a precision is needed for" if precision is None else f"precision {precision} is not in"
+        raise ValueError(f"{wanted} {where}, which holds {stored}")
+
+
+def _check_finite(plain: np.ndarray, leaf: Leaf, parameter: str, layer: int | None) -> None:
+    """A weight that became infinite in a narrower dtype; one that was infinite before is not ours to judge."""
+    if plain.dtype != np.float16 or not np.isinf(plain).any():
+        return
+    if isinstance(leaf, np.ndarray) and np.isinf(leaf).any():
+        return
+    where = parameter if layer is None else f"{parameter} of layer {layer}"
+    raise ValueError(f"{where} has weights beyond float16's 65504: choose bfloat16 or float32")
+
+
+def _unfused_on_host(layers: Mapping[str, Any]) -> dict[str, Any]:
+    on_host = jax.tree.map(np.asarray, dict(layers))  # parts of a fused linear are then views
+    return {name: natural(leaf) if isinstance(leaf, Matrix) else leaf for name, leaf in unfused(on_host).items()}

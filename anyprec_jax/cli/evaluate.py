@@ -1,0 +1,63 @@
+"""`anyprec evaluate`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from anyprec_jax.cli.arguments import AsJson, ModelPath, note_missing_native_op, print_json
+from anyprec_jax.cli.progress import progress_bars
+from bandwise_commands.errors import messages, reporting_errors
+
+
+@reporting_errors
+def evaluate(
+    model: ModelPath,
+    text: Annotated[Path, typer.Option(help="The text to score.", show_default=False)],
+    precision: Annotated[list[int] | None, typer.Option(help="Bits to read; repeat for several. Default: all.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="The unquantized model, for the KL divergence.")] = None,
+    sequence_length: Annotated[int, typer.Option(help="Tokens in a chunk; a chunk's first is not scored.")] = 512,
+    max_tokens: Annotated[int | None, typer.Option(help="Score the first N tokens only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Perplexity, and KL divergence (nats per token) from the unquantized model, at each precision."""
+    from anyprec_jax import evaluate as evaluation
+    from anyprec_jax.calibration import read_text
+    from anyprec_jax.checkpoint import load
+
+    note_missing_native_op()
+    subject = load(model, precisions=precision)
+    if subject.tokenizer is None:
+        raise ValueError(f"{model} has no tokenizer, and scoring text needs one")
+    if max_tokens is not None and max_tokens < 2:
+        raise ValueError(f"--max-tokens must be at least 2, got {max_tokens}: scoring needs at least 2 tokens")
+    tokens = np.asarray(subject.tokenizer.encode(read_text(text), special_tokens=False), np.int32)[:max_tokens]
+    baseline = None if reference is None else load(reference)
+    with progress_bars(messages) as progress:
+        results = evaluation.evaluate(
+            subject,
+            tokens,
+            precisions=precision,
+            reference=baseline,
+            sequence_length=sequence_length,
+            progress=lambda done, total: progress("scoring", done, total),
+        )
+    report = {"tokens": len(tokens), "results": [result._asdict() for result in results]}
+    if as_json:
+        print_json(report)
+    else:
+        _print_evaluation(report)
+
+
+def _print_evaluation(report: dict[str, Any]) -> None:
+    table = Table(
+        "precision", "bits per weight read", "perplexity", "KL (nats/token)", title=f"{report['tokens']:,} tokens"
+    )
+    for row in report["results"]:
+        kl = "-" if row["kl"] is None else f"{row['kl']:.5f}"
+        bits = "-" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.2f}"
+        table.add_row(str(row["precision"]), bits, f"{row['perplexity']:.4f}", kl)
+    Console(highlight=False).print(table)

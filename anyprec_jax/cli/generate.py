@@ -1,0 +1,50 @@
+"""`anyprec generate`."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from anyprec_jax.cli.arguments import AsJson, ModelPath, note_missing_native_op, print_json
+from bandwise_commands.errors import reporting_errors
+
+
+@reporting_errors
+def generate(
+    model: ModelPath,
+    prompt: Annotated[str, typer.Option(help="The text to continue, or the message to answer.", show_default=False)],
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    precision: Annotated[int | None, typer.Option(help="Bits to read. Default: the most there are.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 picks the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that hold this mass.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop what is this much less likely than the best.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeat for several.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write text, as it comes."""
+    from anyprec_jax import generation
+    from anyprec_jax.checkpoint import load
+
+    note_missing_native_op()
+    subject = load(model, precisions=None if precision is None else [precision])
+    options: dict[str, Any] = {
+        "precision": precision if precision is not None else generation.highest_precision(subject),
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "stop": tuple(stop or ()),
+        "seed": seed,
+        "chat": chat,
+    }
+    if as_json:
+        print_json(generation.generate(subject, prompt, **options)._asdict())
+        return
+    for piece in generation.stream(subject, prompt, **options):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")

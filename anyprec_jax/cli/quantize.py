@@ -1,0 +1,49 @@
+"""`anyprec quantize`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from anyprec_jax.cli.arguments import ModelPath
+from anyprec_jax.cli.progress import progress_bars
+from bandwise_commands.errors import messages, reporting_errors
+
+
+@reporting_errors
+def quantize(
+    model: ModelPath,
+    out: Annotated[Path, typer.Argument(help="The artefact to write: a new folder.", show_default=False)],
+    calibration: Annotated[Path | None, typer.Option(help="Text to measure the weights' sensitivity on.")] = None,
+    uniform: Annotated[bool, typer.Option("--uniform", help="No calibration: every weight counts the same.")] = False,
+    num_sequences: Annotated[int, typer.Option(help="Calibration windows.")] = 100,
+    sequence_length: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 512,
+    seed_precision: Annotated[int, typer.Option(help="Fewest bits that can be read.")] = 3,
+    parent_precision: Annotated[int, typer.Option(help="Most bits that can be read.")] = 8,
+    head_precision: Annotated[
+        Literal["8", "none"], typer.Option(help="Bits of embedding and output head; none leaves them as they are.")
+    ] = "8",
+    seed: Annotated[int, typer.Option(help="Seed of the windows' offsets.")] = 0,
+) -> None:
+    """Quantize every linear of MODEL's layers into OUT. Killed and started again, it continues where it was."""
+    from anyprec_jax.config import QuantizeConfig
+    from anyprec_jax.model_quantization import Calibration, quantize_model
+
+    if (calibration is None) != uniform:
+        raise ValueError("give either --calibration FILE or --uniform")
+    settings = None
+    if calibration is not None:
+        settings = Calibration(
+            text=calibration, num_sequences=num_sequences, sequence_length=sequence_length, seed=seed
+        )
+    config = QuantizeConfig(seed_precision=seed_precision, parent_precision=parent_precision)
+    with progress_bars(messages) as progress:
+        quantize_model(
+            model,
+            out,
+            config,
+            calibration=settings,
+            head_precision=None if head_precision == "none" else int(head_precision),
+            progress=progress,
+        )
+    messages.print(f"wrote {out}", markup=False)

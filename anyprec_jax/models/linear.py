@@ -1,0 +1,50 @@
+"""The product of a layer's input with one of its weights, whatever a weight can be."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+from anyprec_jax.array import Matrix
+from anyprec_jax.ops import matmul
+
+
+class StackedMatrix(NamedTuple):
+    """One layer's matrix, left in the stack it is part of: slicing it out would copy every plane."""
+
+    stack: Matrix
+    layer: Int[Array, ""]
+
+
+def linear(
+    x: Float[Array, "*batch k"], weight: Any, bias: Float[Array, " n"] | None, precision: int | None
+) -> Float[Array, "*batch n"]:
+    """`x @ weight.T + bias`, in the dtype of `x`: the one place that knows what a weight can be.
+
+    Args:
+      x: inputs.
+      weight: `[n, k]`: an array, an `AnyPrecArray` or a `StackedMatrix`.
+      bias: or None.
+      precision: bits at which to read an `AnyPrecArray`.
+    """
+    if isinstance(weight, Matrix | StackedMatrix):
+        if precision is None:
+            raise ValueError("an any-precision weight is read at a precision, and none was given")
+        array, index = weight if isinstance(weight, StackedMatrix) else (weight, None)
+        product = matmul(x, array, precision=precision, layer=index)
+    else:
+        product = dense_product(x, jnp.asarray(weight).astype(x.dtype)).astype(x.dtype)
+    return product if bias is None else product + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def dense_product(x: Float[Array, "*batch k"], weight: Float[Array, "n k"]) -> Float32[Array, "*batch n"]:
+    """`x @ weight.T` in float32, whatever the inputs are: float32 is not to become TF32 or bfloat16 on the way."""
+    return jnp.einsum("...k,nk->...n", x, weight, precision="highest", preferred_element_type=jnp.float32)
+
+
+def project(layer: Mapping[str, Any], name: str, x: Array, precision: int | None) -> Array:
+    """`x` through the linear of that name."""
+    with jax.named_scope(name):
+        return linear(x, layer[name], layer.get(f"{name}_bias"), precision)
