@@ -51,6 +51,10 @@ def random_tokens(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, parity_models.VOCABULARY, shape).astype(np.int32)
 
 
+def first_of(family: str) -> str:
+    return next(name for name, model in MODELS.items() if model.family == family)
+
+
 def step(model: Model, tokens: np.ndarray, cache: Any) -> Any:
     return forward(model.params, jnp.asarray(tokens), model.config, precision=None, cache=cache)
 
@@ -70,7 +74,8 @@ def test_logits(name: str, tmp_path: Path) -> None:
     expected = their_logits(theirs, tokens)
     assert error(forward(ours.params, jnp.asarray(tokens), ours.config, precision=None), expected) <= PARITY
 
-    prefix = 5
+    # A piece of several tokens is another program to compile: for the first model of each family only.
+    prefix = 5 if name == first_of(MODELS[name].family) else 1
     steps = their_steps(copy.deepcopy(theirs), tokens, prefix)
     cache = init_cache(ours.config, batch=2, length=LENGTH)
     logits, cache = step(ours, tokens[:, :prefix], cache)
