@@ -66,6 +66,7 @@ ROOMS = {
         "conditioning",
         "merging",
         "growing_keys",
+        "native",
         "blocks",
         "certificate",
         "baselines",
