@@ -19,7 +19,7 @@ from anyprec_jax.models.decoder import (
     embed,
     unembed,
 )
-from anyprec_jax.models.rope import rotation
+from anyprec_jax.models.layer_kinds import rotation_of, rotations, with_kinds
 
 # (layer, query [seq, heads, head_dim], key [kv, kv_heads, head_dim], value like key) -> [seq, heads, head_dim]. Query s stands at
 # position kv - seq + s and may see every position up to its own. It is scaled already.
@@ -46,12 +46,18 @@ def continue_layerwise(
       attention: in the place of `dot_product_attention`, for whole layers.
 
     Raises:
-      ValueError: the cache has another number of rows than one, or attention returns another shape than its query's.
+      ValueError: the cache has another number of rows than one, attention returns another shape than its query's, or the model caps its
+        scores or has a window that the text leaves, of which `attention` would know nothing.
     """
     if cache.lengths.shape != (1,):
         raise ValueError(f"cache: wanted that of one text, got lengths of shape {cache.lengths.shape}")
     filled = int(cache.lengths[0])
-    layers, hidden = params["layers"], embed(params, tokens[None], config)
+    if config.score_cap is not None or (config.window is not None and filled + len(tokens) > config.window):
+        raise ValueError(
+            "attention cannot be replaced in a model that caps its scores or has windows shorter than the text"
+        )
+    positions = filled + jnp.arange(len(tokens))[None, :]
+    layers, hidden = with_kinds(params["layers"], config), embed(params, tokens[None], config, positions)
     for index in range(config.num_layers):
         number = jnp.int32(index)
         query, key, value = _inputs(layers, number, hidden, cache.lengths, config, precision)
@@ -74,8 +80,9 @@ def _inputs(
     precision: int | None,
 ) -> tuple[Array, Array, Array]:
     positions = start[:, None] + jnp.arange(hidden.shape[1])[None, :]
-    angles = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
-    query, key, value = _attention_inputs(_layer(layers, index), hidden, angles, config, precision)
+    layer = _layer(layers, index)
+    angles = rotation_of(layer, rotations(config, positions, start + hidden.shape[1]), config)
+    query, key, value = _attention_inputs(layer, hidden, angles, config, precision)
     return query[0], key[0], value[0]
 
 

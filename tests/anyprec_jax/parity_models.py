@@ -322,7 +322,7 @@ MODELS: dict[str, SmallModel] = {
         "GPT2Config",
         _GPT2
         | {"n_inner": 40, "activation_function": "gelu", "scale_attn_weights": False, "tie_word_embeddings": False},
-        {"query scale": without(query_scale=None), "activation": without(activation="gelu_tanh")},
+        {"query scale": without(query_scale=None), "activation": without(activation="silu")},
     ),
     "opt": SmallModel("opt", "OPTConfig", _OPT, _OPT_WRONG | {"final norm": dropping_top("final_norm")}),
     "opt: norms of sums, narrow embedding": SmallModel(

@@ -120,13 +120,14 @@ def test_experts_are_evaluated_and_dequantized(tmp_path: Path) -> None:
     quantized = load(tmp_path / "quantized")
     dense = dequantized(quantized, precision=4)
     tokens = tokens_of(1, 12)
-    np.testing.assert_allclose(
-        forward(dense.params, tokens, model.config, precision=None),
-        forward(quantized.params, tokens, model.config, precision=4),
-        atol=1e-4,
-    )
+    expected = forward(dense.params, tokens, model.config, precision=None)
+    # Up to 16 rows go through the native product, which rounds activations to 16 bits.
+    assert largest_difference(forward(quantized.params, tokens, model.config, precision=4), expected) < 5e-3
     text = np.asarray(tokens_of(40))
-    read, plain = evaluate(quantized, text, precisions=[4]), evaluate(dense, text)
+    read, plain = (
+        evaluate(quantized, text, precisions=[4], sequence_length=40),
+        evaluate(dense, text, sequence_length=40),
+    )
     assert read[0].perplexity == pytest.approx(plain[0].perplexity, rel=1e-5)
 
 

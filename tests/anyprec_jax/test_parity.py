@@ -51,6 +51,10 @@ def random_tokens(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, parity_models.VOCABULARY, shape).astype(np.int32)
 
 
+def first_of(family: str) -> str:
+    return next(name for name, model in MODELS.items() if model.family == family)
+
+
 def step(model: Model, tokens: np.ndarray, cache: Any) -> Any:
     return forward(model.params, jnp.asarray(tokens), model.config, precision=None, cache=cache)
 
@@ -70,7 +74,8 @@ def test_logits(name: str, tmp_path: Path) -> None:
     expected = their_logits(theirs, tokens)
     assert error(forward(ours.params, jnp.asarray(tokens), ours.config, precision=None), expected) <= PARITY
 
-    prefix = 5
+    # A piece of several tokens is another program to compile: for the first model of each family only.
+    prefix = 5 if name == first_of(MODELS[name].family) else 1
     steps = their_steps(copy.deepcopy(theirs), tokens, prefix)
     cache = init_cache(ours.config, batch=2, length=LENGTH)
     logits, cache = step(ours, tokens[:, :prefix], cache)
@@ -91,15 +96,19 @@ def test_logits(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.wrong])
 def test_every_setting_matters(name: str, tmp_path: Path) -> None:
-    """With any one of the settings that the model has and Llama has not taken away, the logits are others."""
+    """With any one of the settings that the model has and Llama has not taken away, the logits are others.
+
+    Operation by operation: every setting would be a program to compile, and most operations have been.
+    """
     random_model(name).save_pretrained(tmp_path)
     ours = huggingface.load_folder(tmp_path)
     tokens = jnp.asarray(random_tokens(2, LENGTH))
-    expected = np.asarray(forward(ours.params, tokens, ours.config, precision=None))
-    for setting, change in MODELS[name].wrong.items():
-        params, config = change(jax.tree.map(np.asarray, ours.params), ours.config)
-        got = forward(params, tokens, config, precision=None)
-        assert error(got, expected) > 100 * PARITY, setting
+    with jax.disable_jit():
+        expected = np.asarray(forward(ours.params, tokens, ours.config, precision=None))
+        for setting, change in MODELS[name].wrong.items():
+            params, config = change(jax.tree.map(np.asarray, ours.params), ours.config)
+            got = forward(params, tokens, config, precision=None)
+            assert error(got, expected) > 100 * PARITY, setting
 
 
 def test_greedy_texts_are_equal(tmp_path: Path) -> None:
