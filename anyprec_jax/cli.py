@@ -50,9 +50,22 @@ def run() -> NoReturn:
 def quantize(
     model: ModelPath,
     out: Annotated[Path, typer.Argument(help="The artefact to write: a new folder.", show_default=False)],
-    calibration: Annotated[Path | None, typer.Option(help="Text to measure the weights' sensitivity on.")] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Text to measure the weights' sensitivity on; repeat for several, of different kinds if possible."
+        ),
+    ] = None,
     uniform: Annotated[bool, typer.Option("--uniform", help="No calibration: every weight counts the same.")] = False,
-    num_sequences: Annotated[int, typer.Option(help="Calibration windows.")] = 100,
+    quality: Annotated[
+        Literal["fast", "best"] | None,
+        typer.Option(
+            help="best optimises the codes of all precisions for what each row makes of its inputs; fast, the paper's way, places every "
+            "weight by itself, in less time. Default: best, and fast with --uniform.",
+            show_default=False,
+        ),
+    ] = None,
+    num_sequences: Annotated[int, typer.Option(help="Calibration windows, of all texts together.")] = 100,
     sequence_length: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 512,
     seed_precision: Annotated[int, typer.Option(help="Fewest bits that can be read.")] = 3,
     parent_precision: Annotated[int, typer.Option(help="Most bits that can be read.")] = 8,
@@ -65,12 +78,12 @@ def quantize(
     from anyprec_jax.config import QuantizeConfig
     from anyprec_jax.model_quantization import Calibration, quantize_model
 
-    if (calibration is None) != uniform:
+    if bool(calibration) == uniform:
         raise ValueError("give either --calibration FILE or --uniform")
     settings = None
-    if calibration is not None:
+    if calibration:
         settings = Calibration(
-            text=calibration, num_sequences=num_sequences, sequence_length=sequence_length, seed=seed
+            text=tuple(calibration), num_sequences=num_sequences, sequence_length=sequence_length, seed=seed
         )
     config = QuantizeConfig(seed_precision=seed_precision, parent_precision=parent_precision)
     with progress_bars(messages) as progress:
@@ -79,6 +92,7 @@ def quantize(
             out,
             config,
             calibration=settings,
+            quality=quality,
             head_precision=None if head_precision == "none" else int(head_precision),
             progress=progress,
         )
@@ -278,9 +292,26 @@ def _print_inspection(report: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(f"{sizes['on_disk'] / 1e6:.1f} MB on disk")
+    if (made := _how_it_was_made(report["provenance"])) is not None:
+        console.print(made, soft_wrap=True, markup=False)
     for name, array in report["arrays"].items():
         shape = "x".join(map(str, array["shape"]))
         console.print(f"{array['sha256'][:16]}  {name}  {array['dtype']} {shape}", soft_wrap=True, markup=False)
+
+
+def _how_it_was_made(provenance: dict[str, Any]) -> str | None:
+    """One line, or nothing where a foreign hand left something else in the manifest."""
+    try:
+        quality = provenance["quantization"].get("quality", "fast")
+        if (calibration := provenance["calibration"]) is None:
+            return f"quality {quality}, every weight counted the same"
+        texts = ", ".join(map(str, calibration.get("texts") or [calibration.get("text")]))
+        return (
+            f"quality {quality}, calibrated on {calibration['num_sequences']} sequences of {calibration['sequence_length']} tokens "
+            f"of {texts}"
+        )
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
 def _bits(bits: dict[str, Any], precisions: Sequence[str]) -> list[str]:

@@ -29,6 +29,7 @@ from anyprec_jax.models.attention import Attention, causal_attention, dot_produc
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.fusion import LINEARS as LINEARS
 from anyprec_jax.models.fusion import linears
+from anyprec_jax.models.observed import Observed, observed_product
 from anyprec_jax.models.rope import rotate, rotation
 from anyprec_jax.ops import cpu, matmul, matmul_affine
 
@@ -193,7 +194,7 @@ def linear(
 
     Args:
       x: inputs.
-      weight: `[n, k]`: an array, an `AnyPrecArray` or a `StackedMatrix`.
+      weight: `[n, k]`: an array, an `AnyPrecArray`, a `StackedMatrix` or an `Observed` array.
       bias: or None.
       precision: bits at which to read an `AnyPrecArray`.
     """
@@ -202,6 +203,8 @@ def linear(
             raise ValueError("an any-precision weight is read at a precision, and none was given")
         array, index = weight if isinstance(weight, StackedMatrix) else (weight, None)
         product = matmul(x, array, precision=precision, layer=index)
+    elif isinstance(weight, Observed):
+        product = observed_product(x, weight.weight.astype(x.dtype), weight.moment).astype(x.dtype)
     else:
         dense = jnp.asarray(weight).astype(x.dtype)
         product = _matmul(x, dense).astype(x.dtype)
