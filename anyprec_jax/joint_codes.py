@@ -1,6 +1,6 @@
 """Nested codes optimised for all precisions at once, under the second moment of a linear's inputs.
 
-`kmeans1d` and `upscale` place each weight where it is read best by itself. What counts is what a row makes of its inputs, and there errors of
+`kmeans1d` and `upscale` place each weight where it is read best by itself. What counts is what a row makes of its inputs, where errors of
 different weights can cancel. `optimise_codes` moves one weight after the other to the code that lowers the error of the whole row most,
 after LNQ (GuidedQuant, Kim et al., ICML 2025), which does so for codes of one precision. Here a code is a leaf of the tree of all
 precisions, and what is lowered is a weighted sum of the errors at all of them: codes that are optimised for 3 bits alone leave

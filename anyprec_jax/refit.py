@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 
 from anyprec_jax.row_threads import for_rows
 
@@ -127,7 +127,7 @@ def descend(
 
 def _check(
     weights: np.ndarray,
-    codes: Int[np.ndarray, "..."],
+    codes: np.ndarray,
     codebooks: Mapping[int, np.ndarray],
     moment: np.ndarray,
 ) -> None:
