@@ -46,15 +46,11 @@ def mixed_windows(
 
 
 def _shares(room: Sequence[int], total: int) -> list[int]:
-    """Splits `total` as evenly as the room of each allows; `total` is at most the sum of the room."""
+    """Splits `total`, at most the sum of the room, as evenly as the room of each allows: one at a time to whoever has least."""
     shares = [0] * len(room)
-    while total:
-        open_ones = [i for i in range(len(room)) if shares[i] < room[i]]
-        each, left = divmod(total, len(open_ones))
-        for place, i in enumerate(open_ones):
-            more = min(each + (place < left), room[i] - shares[i])
-            shares[i] += more
-            total -= more
+    for _ in range(total):
+        poorest = min((i for i in range(len(room)) if shares[i] < room[i]), key=shares.__getitem__)
+        shares[poorest] += 1
     return shares
 
 
