@@ -13,7 +13,7 @@ from anyprec_jax.array import validate
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.joint_codes import JointSettings, optimise_codes
 from anyprec_jax.quantization import quantize_jointly
-from anyprec_jax.refit import NestedCodes, damped, descend, refit
+from anyprec_jax.refit import DAMPING, NestedCodes, damped, descend, refit
 from tests.anyprec_jax import oracles_nested
 from tests.anyprec_jax.test_refit import CONFIG, WIDE, problem, total
 
@@ -32,7 +32,7 @@ def test_no_refit_and_no_sweep_raises_the_objective(config: QuantizeConfig, impo
     weights, moment, codes, books = problem(6, 70, config)
     weighted, dampened = (
         JointSettings(importance=importance).weights(config.seed_precision, config.parent_precision),
-        damped(moment, 0.03),
+        damped(moment, DAMPING),
     )
     start = NestedCodes(codes, {w: np.float32(book) for w, book in books.items()}, {})
     values = [objective(weights, start, dampened, weighted)]

@@ -124,6 +124,6 @@ def test_what_does_not_fit(change, message: str) -> None:
     # Without the shape checks of the tests, which would come first.
     descend, damped_ = inspect.unwrap(refit.descend), inspect.unwrap(refit.damped)
     with pytest.raises(ValueError, match=message):
-        damping = arguments.pop("damping", 0.03)
+        damping = arguments.pop("damping", refit.DAMPING)
         moment = damped_(arguments.pop("moment"), damping)
         descend(**arguments, moment=moment, importance=None, rounds=0, sweeps=0)
