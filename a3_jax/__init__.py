@@ -55,6 +55,13 @@ from a3_jax.metrics import bytes_touched as bytes_touched
 from a3_jax.metrics import output_error as output_error
 from a3_jax.metrics import softmax_mass as softmax_mass
 from a3_jax.metrics import top_k_recall as top_k_recall
+from a3_jax.native.attention import NativeInfo as NativeInfo
+from a3_jax.native.attention import native_attention as native_attention
+from a3_jax.native.attention import native_candidates as native_candidates
+from a3_jax.native.attention import native_exact_attention as native_exact_attention
+from a3_jax.native.library import why_native_unavailable as why_native_unavailable
+from a3_jax.native.sorting import native_append_keys as native_append_keys
+from a3_jax.native.sorting import native_sort_keys as native_sort_keys
 from a3_jax.post_scoring import select_post_scoring as select_post_scoring
 from a3_jax.sorted_keys import SortedKeys as SortedKeys
 from a3_jax.sorted_keys import sort_keys as sort_keys

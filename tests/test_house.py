@@ -70,6 +70,7 @@ ROOMS = {
         "conditioning",
         "merging",
         "growing_keys",
+        "native",
         "blocks",
         "certificate",
         "baselines",

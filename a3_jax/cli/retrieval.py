@@ -105,15 +105,12 @@ def print_retrieval(report: dict[str, Any]) -> None:
 def _settings(
     iterations: int | float | None, threshold_percent: float | None, arithmetic: ArithmeticName, fraction_bits: int
 ) -> "list[Setting]":
-    from a3_jax.workloads.encoder_attention import Arithmetic, Setting
-    from a3_jax.workloads.retrieval_report import AGGRESSIVE, CONSERVATIVE, EXACT
+    from a3_jax.workloads.encoder_attention import Arithmetic
+    from a3_jax.workloads.retrieval_report import AGGRESSIVE, CONSERVATIVE, EXACT, named_setting
 
     chosen = [CONSERVATIVE, AGGRESSIVE]
     if iterations is not None or threshold_percent is not None:
-        m = "" if iterations is None else f"M = {iterations:g}{' n' if isinstance(iterations, float) else ''}"
-        t = "" if threshold_percent is None else f"T = {threshold_percent:g} %"
-        name = ", ".join(part for part in (m, t) if part)
-        chosen = [Setting(name=name, iterations=iterations, threshold_percent=threshold_percent)]
+        chosen = [named_setting(iterations, threshold_percent)]
     if arithmetic == "float":
         return [EXACT, *chosen]
     full: Arithmetic = "fixed point" if arithmetic == "fixed" else "input-quantised float"

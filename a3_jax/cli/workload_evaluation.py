@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from a3_jax.cli.configuration import read_hardware
+from a3_jax.cli.decode import print_steps, steps_report
 from a3_jax.cli.evaluation import AsJson, HardwareFile
 from a3_jax.cli.files import to_json
 from a3_jax.cli.retrieval import ArithmeticName, print_retrieval, retrieval_report
@@ -20,16 +21,18 @@ from bandwise_commands.errors import messages, reporting_errors
 @reporting_errors
 def evaluate(
     workload: Annotated[
-        Literal["babi", "retrieval"],
+        Literal["babi", "retrieval", "decode"],
         typer.Option(
-            help="babi: a memory network answers questions about stories. retrieval: MiniLM finds passages of speeches."
+            help="babi: a memory network answers questions about stories. retrieval: MiniLM finds passages of speeches. "
+            "decode: queries, keys and values of a language model's last positions, from a file."
         ),
     ],
     data: Annotated[
         Path | None,
         typer.Option(
-            help="babi: folder with qa1_train.txt and so on. retrieval: folder of MiniLM and speeches.",
-            show_default="made-up stories; .cache/data",
+            help="babi: folder with qa1_train.txt and so on. retrieval: folder of MiniLM and speeches. decode: an .npz file "
+            "with queries, keys and values, or a folder of them, as `python -m examples.a3_in_anyprec --save-arrays` writes.",
+            show_default="made-up stories; .cache/data; none",
         ),
     ] = None,
     m: Annotated[
@@ -41,7 +44,12 @@ def evaluate(
     t: Annotated[
         float | None, typer.Option("--T", help="Post-scoring drops rows below so many per cent of the largest weight.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of training, and of made-up stories; of the choice of speeches.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="babi: of training, and of made-up stories. retrieval: of the choice of speeches.", show_default="0"
+        ),
+    ] = None,
     parameters: Annotated[
         Path | None, typer.Option(help="babi: an .npz file to keep the trained network in; used if it is there.")
     ] = None,
@@ -60,17 +68,50 @@ def evaluate(
         ),
     ] = None,
     f: Annotated[int | None, typer.Option("--f", help="retrieval: fraction bits.", show_default="4")] = None,
+    sinks: Annotated[
+        list[int] | None,
+        typer.Option(help="decode: so many first rows are attended to exactly; may be repeated.", show_default="0, 1"),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="decode: so many last rows are attended to exactly.", show_default="0"),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="decode: rows with the largest weights to look for.", show_default="5")
+    ] = None,
     hardware: HardwareFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Do a task with exact attention and with A3's, and count what that takes; for babi train (or load) a network first."""
+    """Do a task with exact attention and with A3's, and count what that takes; for babi train (or load) a network first.
+
+    For decode the task is the attention alone. A language model goes on with A3's errors in `python -m examples.a3_in_anyprec`.
+    """
     of_babi = {"--parameters": parameters, "--linear-epochs": linear_epochs, "--epochs": epochs}
     of_retrieval = {"--passages": passages, "--arithmetic": arithmetic, "--f": f}
+    of_decode = {"--sinks": sinks or None, "--window": window, "--top": top}
+    if workload == "decode":
+        _refuse(workload, of_babi | of_retrieval | {"--seed": seed})
+        found = steps_report(
+            data,
+            iterations=share_of(m),
+            threshold_percent=t,
+            sinks=sinks or None,
+            window=0 if window is None else window,
+            top=5 if top is None else top,
+            hardware=read_hardware(hardware),
+        )
+        if as_json:
+            sys.stdout.write(to_json(found))
+        else:
+            print_steps(found)
+        return
+    _refuse(workload, of_decode)
+    seed = 0 if seed is None else seed
     if workload == "retrieval":
         _refuse(workload, of_babi)
         found = retrieval_report(
             Path(".cache/data") if data is None else data,
-            iterations=_iterations_of(m),
+            iterations=share_of(m),
             threshold_percent=t,
             arithmetic="float" if arithmetic is None else arithmetic,
             fraction_bits=4 if f is None else f,
@@ -93,7 +134,7 @@ def evaluate(
     accelerator = read_hardware(hardware)
     settings = paper_settings()
     if m is not None or t is not None:
-        chosen = [Setting(_iterations_of(m), t, rows) for rows in (ROW_COUNTS if m is not None else ROW_COUNTS[:1])]
+        chosen = [Setting(share_of(m), t, rows) for rows in (ROW_COUNTS if m is not None else ROW_COUNTS[:1])]
         settings = [Setting(None, None), *chosen]
     config = TrainingConfig(
         linear_epochs=30 if linear_epochs is None else linear_epochs, epochs=60 if epochs is None else epochs
@@ -113,13 +154,16 @@ def evaluate(
 
 
 def _refuse(workload: str, options: dict[str, Any]) -> None:
-    """ValueError if one of the options is given, which are the other workload's."""
+    """ValueError if one of the options is given, which are other workloads'."""
     if given := [name for name, value in options.items() if value is not None]:
         raise ValueError(f"{given[0]} is no option of --workload {workload}: leave it out")
 
 
-def _iterations_of(text: str | None) -> int | float | None:
-    """A float, a fraction of n, where there is an n in the text. ValueError for another text, and numbers that are not whole."""
+def share_of(text: str | None) -> int | float | None:
+    """M of a command line: a float, a fraction of n, where there is an n in the text.
+
+    ValueError for another text, and numbers that are not whole.
+    """
     if text is None:
         return None
     value = count_of(text, 1.0)

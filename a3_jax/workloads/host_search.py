@@ -27,28 +27,37 @@ def search_heads(
     query: Shaped[np.ndarray, "heads queries d"],
     key: Shaped[np.ndarray, "heads n d"],
     *,
-    num_iterations: int,
+    num_iterations: int | Int32[np.ndarray, " queries"],
+    ranges: Int32[np.ndarray, "queries 2"] | None = None,
     skip_heuristic: bool = True,
 ) -> Bool[np.ndarray, "heads queries n"]:
     """The candidates of every query among the keys of its head; where no greedy score is above 0, the row of the largest product.
 
     Args:
       query, key: both float32 or both int32, finite; integers and their sums of M products must stay within int32.
-      num_iterations: M, from 1 to n d.
+      num_iterations: M, from 1 to n d, of all queries or of each.
+      ranges: the rows that take part for each query, from the first number to before the second, at least one; all with None.
 
     Sorting takes O(n d log n) a head, a query O(d + M log d + n). ValueError for other types, another M, or no rows.
     """
     if query.dtype != key.dtype or key.dtype not in (np.float32, np.int32):
         raise ValueError(f"query and key: wanted both float32 or both int32, got {query.dtype} and {key.dtype}")
     heads, num_rows, num_columns = key.shape
-    if not 1 <= num_iterations <= num_rows * num_columns:
-        raise ValueError(f"num_iterations: wanted 1 to n d = {num_rows * num_columns}, got {num_iterations}")
+    num_queries = query.shape[1]
+    if ranges is None:
+        ranges = np.tile(np.array([[0, num_rows]], np.int32), (num_queries, 1))
+    if not ((ranges[:, 0] >= 0) & (ranges[:, 0] < ranges[:, 1]) & (ranges[:, 1] <= num_rows)).all():
+        raise ValueError(f"ranges: wanted at least one row of {num_rows} for every query, got {ranges.tolist()}")
+    iterations = np.broadcast_to(np.asarray(num_iterations, np.int32), num_queries)
+    most = (ranges[:, 1] - ranges[:, 0]) * num_columns
+    if not ((iterations >= 1) & (iterations <= most)).all():
+        raise ValueError(f"num_iterations: wanted 1 to n d = {most.min()}, got {num_iterations}")
     lowest = np.float32(-np.inf) if key.dtype == np.float32 else np.iinfo(np.int32).min
-    candidates = np.empty((heads, query.shape[1], num_rows), bool)
+    candidates = np.empty((heads, num_queries, num_rows), bool)
     for head in range(heads):
         values, rows = _sorted_columns(key[head])
         queries = np.ascontiguousarray(query[head])
-        search_rows(queries, values, rows, lowest, num_iterations, skip_heuristic, candidates[head])
+        search_rows(queries, values, rows, lowest, iterations, ranges, skip_heuristic, candidates[head])
     return candidates
 
 

@@ -12,6 +12,7 @@ from a3_jax.cost.pipeline import run_cost, simulate
 from a3_jax.cost.workload import Workload
 from a3_jax.metrics import bytes_touched
 from a3_jax.workloads.encoder_attention import Setting
+from a3_jax.workloads.host_search import Share
 from a3_jax.workloads.retrieval import QueryCounts, Retrieval
 
 FRACTIONS = ("n", "3n/4", "n/2", "n/4", "n/8")
@@ -40,6 +41,14 @@ class RunCost(NamedTuple):
     closed_form_cycles: float
     bytes: float
     exact_bytes: float
+
+
+def named_setting(iterations: Share | None, threshold_percent: int | float | None) -> Setting:
+    """The selection of an M and a T, called by what they are."""
+    m = "" if iterations is None else f"M = {iterations:g}{' n' if isinstance(iterations, float) else ''}"
+    t = "" if threshold_percent is None else f"T = {threshold_percent:g} %"
+    name = ", ".join(part for part in (m, t) if part) or EXACT.name
+    return Setting(name=name, iterations=iterations, threshold_percent=threshold_percent)
 
 
 def sweep_settings() -> Iterator[Setting]:

@@ -13,17 +13,27 @@ from a3_jax.compilation import compiled
 
 
 @compiled
+def _next_place(rows: Int32[np.ndarray, " n"], at: int, step: int, first: int, stop: int) -> int:
+    """The place itself or the next one with a row of the range; outside the column where there is none."""
+    while 0 <= at < len(rows) and not first <= rows[at] < stop:
+        at += step
+    return at
+
+
+@compiled
 def search_rows(
     queries: Shaped[np.ndarray, "queries d"],
     values: Shaped[np.ndarray, "d n"],
     rows: Int32[np.ndarray, "d n"],
     lowest: Any,
-    num_iterations: int,
+    num_iterations: Int32[np.ndarray, " queries"],
+    ranges: Int32[np.ndarray, "queries 2"],
     skips: bool,
     candidates: Bool[np.ndarray, "queries n"],
 ) -> None:
     """Writes `candidates`: rows with a greedy score above 0, or else that of the largest product.
 
+    A query's rows are those from the first number of its range to before the second, at least one; others are passed over.
     The pops are found in a tournament of the columns, by side; an entry of the second side is its product negated. `lowest` stands where
     a column is used up, in the type of the products.
     """
@@ -37,7 +47,8 @@ def search_rows(
     step = np.zeros((2, d), np.int64)
     sums = np.zeros((2, n), values.dtype)
     for number in range(len(queries)):
-        query = queries[number]
+        query, first, stop = queries[number], ranges[number, 0], ranges[number, 1]
+        passes_over = first > 0 or stop < n
         sums[:] = 0
         gained, lost = sums[0, 0], sums[1, 0]
         for side in range(2):
@@ -45,9 +56,12 @@ def search_rows(
             for column in range(d):
                 downwards = (query[column] > 0) == (side == 0)
                 step[side, column] = -1 if downwards else 1
-                place[side, column] = n - 1 if downwards else 0
+                at = n - 1 if downwards else 0
+                if passes_over:
+                    at = _next_place(rows[column], at, step[side, column], first, stop)
+                place[side, column] = at
                 factor = query[column] if side == 0 else -query[column]
-                head[side, column] = values[column, place[side, column]] * factor
+                head[side, column] = values[column, at] * factor
             for leaf in range(leaves):
                 winner[side, leaves + leaf] = leaf
             for node in range(leaves - 1, 0, -1):
@@ -55,7 +69,7 @@ def search_rows(
                 winner[side, node] = left if head[side, left] >= head[side, right] else right
         column = winner[0, 1]
         first_row = rows[column, place[0, column]]
-        for _ in range(num_iterations):
+        for _ in range(num_iterations[number]):
             for side in range(2):
                 column = winner[side, 1]
                 product = head[side, column]
@@ -68,6 +82,8 @@ def search_rows(
                     else:
                         lost += product
                 at = place[side, column] + step[side, column]
+                if passes_over:
+                    at = _next_place(rows[column], at, step[side, column], first, stop)
                 place[side, column] = at
                 factor = query[column] if side == 0 else -query[column]
                 head[side, column] = values[column, at] * factor if 0 <= at < n else lowest

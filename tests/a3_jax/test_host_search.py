@@ -9,8 +9,10 @@ from a3_jax.workloads.host_search import iterations_of, search_heads
 from tests.a3_jax.selection_oracles import greedy_oracle
 
 
-def oracle(query: np.ndarray, key: np.ndarray, num_iterations: int, skips: bool) -> np.ndarray:
-    scores, first_row = greedy_oracle(query, key, num_iterations, skip_heuristic=skips)
+def oracle(
+    query: np.ndarray, key: np.ndarray, num_iterations: int, skips: bool, mask: np.ndarray | None = None
+) -> np.ndarray:
+    scores, first_row = greedy_oracle(query, key, num_iterations, mask=mask, skip_heuristic=skips)
     candidates = scores > 0
     if not candidates.any():
         candidates[first_row] = True
@@ -40,6 +42,27 @@ def test_candidates_are_those_of_the_pseudo_code(kind: str, skips: bool) -> None
     assert none_found
 
 
+@pytest.mark.parametrize("kind", ["floats", "integers with many ties"])
+def test_rows_outside_a_query_s_range_are_masked(kind: str) -> None:
+    rng = np.random.default_rng(6)
+    for trial in range(60):
+        n, d, num_queries = rng.integers(1, 12), rng.integers(1, 7), 4
+        if kind == "floats":
+            query, key = (rng.normal(size=(1, size, d)).astype(np.float32) for size in (num_queries, n))
+        else:
+            query, key = (rng.integers(-2, 3, size=(1, size, d)).astype(np.int32) for size in (num_queries, n))
+        if trial % 6 == 0:
+            query, key = abs(query), -abs(key)
+        first = rng.integers(0, n, num_queries)
+        ranges = np.stack([first, rng.integers(first + 1, n + 1)], axis=1).astype(np.int32)
+        iterations = rng.integers(1, (ranges[:, 1] - ranges[:, 0]) * d + 1).astype(np.int32)
+        found = search_heads(query, key, num_iterations=iterations, ranges=ranges)
+        for number, (start, stop) in enumerate(ranges):
+            mask = (np.arange(n) >= start) & (np.arange(n) < stop)
+            expected = oracle(query[0, number], key[0], int(iterations[number]), True, mask)
+            np.testing.assert_array_equal(found[0, number], expected)
+
+
 def test_iterations() -> None:
     assert [iterations_of(0.5, num_rows=n, num_columns=4) for n in (1, 2, 3, 300)] == [1, 1, 2, 150]
     assert iterations_of(0.07, num_rows=100, num_columns=4) == 7  # 0.07 of 100 is 7, although the float 0.07 is above
@@ -60,3 +83,8 @@ def test_what_is_refused() -> None:
         search_heads(floats, floats.astype(np.int32), num_iterations=1)
     with pytest.raises(ValueError, match="1 to n d = 6, got 7"):
         search_heads(floats, floats, num_iterations=7)
+    with pytest.raises(ValueError, match="1 to n d = 3, got 4"):
+        search_heads(floats, floats, num_iterations=4, ranges=np.array([[0, 2], [1, 2]], np.int32))
+    for wrong in ([0, 0], [-1, 1], [1, 3]):
+        with pytest.raises(ValueError, match="ranges: wanted at least one row of 2"):
+            search_heads(floats, floats, num_iterations=1, ranges=np.array([[0, 2], wrong], np.int32))

@@ -1,0 +1,7 @@
+#include "rows_kernels.h"
+
+namespace a3 {
+
+const Kernels kPortableKernels = kernels("portable");
+
+}  // namespace a3
