@@ -224,7 +224,7 @@ def test_an_unfinished_run_with_other_settings_is_not_continued(
 
     monkeypatch.setattr(model_quantization, "_quantize_layers", die)
     with pytest.raises(Killed):
-        quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration)
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration, quality="fast")
     with pytest.raises(FileExistsError, match="unfinished run that differs in calibration"):
         quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
 
