@@ -393,7 +393,7 @@ class TestQuality:
         with pytest.raises(ValueError, match="importance is given for 7 bits"):
             quantize_model(source, tmp_path / "out", CONFIG, joint=JointSettings(importance={7: 1.0}), **settings)
         with pytest.raises(ValueError, match="quality must be one of fast, best, got 'good'"):
-            inspect.unwrap(quantize_model)(source, tmp_path / "out", CONFIG, quality="good", **settings)
+            inspect.unwrap(model_quantization._checked_quality)("good", None, calibration)
         assert list(tmp_path.iterdir()) == []
 
     def test_several_texts(self, source: Path, calibration: Calibration, tmp_path: Path) -> None:
