@@ -65,8 +65,8 @@ bench-head: $(VENV)/bench.installed .cache/data/.complete
 bench-decode: $(VENV)/bench.installed .cache/data/.complete
 	$(BIN)/python -m benchmarks.anyprec_decode --data .cache/data
 
-bench-quality: $(VENV)/bench.installed .cache/data/.complete
-	$(BIN)/python -m benchmarks.anyprec_quality --data .cache/data
+bench-quality: $(VENV)/bench.installed .cache/data/.complete  ## KL of fast and best against the authors' algorithm (WIKITEXT=FILE for the out-of-domain column)
+	$(BIN)/python -m benchmarks.anyprec_quality --data .cache/data $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(QUALITY)
 
 bench-sample: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.ginex_sample

@@ -12,6 +12,8 @@ from anyprec_jax.checkpoint import save as save
 from anyprec_jax.config import QuantizeConfig as QuantizeConfig
 from anyprec_jax.evaluate import perplexity as perplexity
 from anyprec_jax.generation import generate as generate
+from anyprec_jax.joint_codes import JointSettings as JointSettings
+from anyprec_jax.joint_codes import optimise_codes as optimise_codes
 from anyprec_jax.layout import prepare as prepare
 from anyprec_jax.model_quantization import Calibration as Calibration
 from anyprec_jax.model_quantization import quantize_model as quantize_model
@@ -23,3 +25,4 @@ from anyprec_jax.ops import dequantize as dequantize
 from anyprec_jax.ops import matmul as matmul
 from anyprec_jax.ops import matmul_mixed as matmul_mixed
 from anyprec_jax.quantization import quantize as quantize
+from anyprec_jax.quantization import quantize_jointly as quantize_jointly

@@ -3,7 +3,7 @@
 Work in progress lives in one hidden folder beside the destination:
 
     .NAME.quantizing/run.json              what is being made: another command must not continue it
-    .NAME.quantizing/sensitivity-00012/    the Fisher sum over the first 12 sequences, one .npy a linear
+    .NAME.quantizing/sensitivity-00012/    the sensitivity summed over the first 12 sequences, one .npy a linear
     .NAME.quantizing/layer-00007.npz       a finished layer
 
 Every entry is written under another name and then renamed, so that what exists is complete. The same command run again continues from
@@ -21,7 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,31 +29,39 @@ import numpy as np
 
 from anyprec_jax import affine, sensitivity
 from anyprec_jax.array import AnyPrecArray, Matrix
-from anyprec_jax.calibration import calibration_windows, read_text
+from anyprec_jax.calibration import mixed_windows, read_text
 from anyprec_jax.checkpoint import load
 from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.atomic import require_free, require_room, sync, sync_folder
 from anyprec_jax.checkpoint.orbax import save_artefact
 from anyprec_jax.config import QuantizeConfig
+from anyprec_jax.joint_codes import JointSettings
 from anyprec_jax.models.families import parameter_shapes
 from anyprec_jax.models.fusion import LINEARS, linears
 from anyprec_jax.models.model import Model, with_affine_head
-from anyprec_jax.quantization import FLOAT16_OVERFLOW, quantize
+from anyprec_jax.quantization import FLOAT16_OVERFLOW, quantize, quantize_jointly
 
 _SECONDS_BETWEEN_SAVES = 60.0
 _RUN = "run.json"
 
 Progress = Callable[[str, int, int], None]  # (phase, steps done, steps in all)
+Quality: TypeAlias = Literal["fast", "best"]
+_KIND: dict[Quality, sensitivity.Kind] = {"fast": "fisher", "best": "moment"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Which text the sensitivity is measured on."""
+    """Which text the sensitivity is measured on: one file or several, of which as many windows each are taken."""
 
-    text: Path
+    text: Path | tuple[Path, ...]
     num_sequences: int = 100
     sequence_length: int = 512
     seed: int = 0
+
+    @property
+    def texts(self) -> tuple[Path, ...]:
+        """The files, however many."""
+        return (self.text,) if isinstance(self.text, Path) else tuple(self.text)
 
 
 def quantize_model(
@@ -62,6 +70,8 @@ def quantize_model(
     config: QuantizeConfig,
     *,
     calibration: Calibration | None,
+    quality: Quality | None = None,
+    joint: JointSettings | None = None,
     head_precision: int | None = affine.BITS,
     progress: Progress = lambda phase, done, total: None,
 ) -> None:
@@ -72,30 +82,36 @@ def quantize_model(
       out: the artefact; must not exist, unless it is the finished result of this very command, which is then left as it is.
       config: precisions.
       calibration: the text to measure sensitivity on; None weighs all weights alike.
+      quality: "fast" clusters every weight by itself (`quantize`, the paper's way); "best" optimises the codes of all precisions for the
+        outputs of their row (`quantize_jointly`), which needs a calibration. None is best with a calibration, and fast without.
+      joint: settings of "best"; the defaults, unless given.
       head_precision: 8 stores the embedding, and the output head where that is another matrix, as affine rows; None leaves them
         as they are.
       progress: told (phase, steps done, steps in all) after every sequence and every layer.
 
     Raises:
       FileExistsError: something else is at `out`, or an unfinished run with other settings.
-      ValueError: unusable source or text; NaN or infinite weights (layer, row and column are named); another `head_precision`.
+      ValueError: unusable source or text; NaN or infinite weights (layer, row and column are named); another `head_precision` or
+        `quality`, or "best" without a calibration.
       OSError: not enough room, or no permission.
 
-    Memory: the weights in float32, their Fisher information in float32, and the activations of one sequence.
+    Memory: the weights in float32, their sensitivity in float32 (as much again for "fast"; for "best" k / n of that for every linear), and
+    the activations of one sequence.
     """
+    quality, joint = _checked_quality(quality, joint, calibration)
     if head_precision not in (affine.BITS, None):
         raise ValueError(f"head_precision must be {affine.BITS} or None, got {head_precision!r}")
     model = load(source)
     _require_quantizable(model, source)
     _require_storable(model, source)
     windows = None if calibration is None else _windows(model, calibration)
-    provenance = _provenance(source, config, head_precision, calibration, windows)
+    provenance = _provenance(source, config, quality, joint, head_precision, calibration, windows)
     if _is_finished(out, provenance):
         shutil.rmtree(_staging(out), ignore_errors=True)
         return
-    with _run_folder(out, provenance, _bytes_needed(model, config)) as folder:
-        scores = None if windows is None else _measure_sensitivity(model, windows, folder, progress)
-        _quantize_layers(model, scores, config, folder, progress)
+    with _run_folder(out, provenance, _bytes_needed(model, config, quality)) as folder:
+        scores = None if windows is None else _measure_sensitivity(model, windows, _KIND[quality], folder, progress)
+        _quantize_layers(model, scores, config, joint, folder, progress)
         unrouted = unrouted_experts(scores)
         del scores  # it and the plain weights go before their successors come: the peak is in the middle, not here
         model = _without_linears(model)
@@ -105,6 +121,21 @@ def quantize_model(
         found = {"unrouted_experts": unrouted} if model.config.num_experts else {}
         save_artefact(out, quantized, provenance=provenance | found)
         shutil.rmtree(folder)
+
+
+def _checked_quality(
+    quality: Quality | None, joint: JointSettings | None, calibration: Calibration | None
+) -> tuple[Quality, JointSettings | None]:
+    """The quality, and the settings of "best"."""
+    if quality is None:
+        quality = "fast" if calibration is None else "best"
+    if quality not in _KIND:
+        raise ValueError(f"quality must be one of {', '.join(_KIND)}, got {quality!r}")
+    if quality == "best" and calibration is None:
+        raise ValueError("the best quality needs a calibration text: give one, or choose fast")
+    if quality == "fast" and joint is not None:
+        raise ValueError("settings of the joint optimisation are given, but the fast quality has none")
+    return quality, (joint or JointSettings()) if quality == "best" else None
 
 
 def _require_quantizable(model: Model, source: Path) -> None:
@@ -144,9 +175,10 @@ def _matrices(leaf: Any) -> Iterator[tuple[str, np.ndarray]]:
 def _windows(model: Model, calibration: Calibration) -> np.ndarray:
     if model.tokenizer is None:
         raise ValueError("calibration needs a tokenizer, and the model has none (tokenizer.json): use uniform weights")
-    tokens = np.asarray(model.tokenizer.encode(read_text(calibration.text), special_tokens=False), np.int32)
-    windows = calibration_windows(
-        tokens,
+    encode = model.tokenizer.encode
+    texts = [np.asarray(encode(read_text(file), special_tokens=False), np.int32) for file in calibration.texts]
+    windows = mixed_windows(
+        texts,
         num_sequences=calibration.num_sequences,
         sequence_length=calibration.sequence_length,
         seed=calibration.seed,
@@ -162,6 +194,8 @@ def _windows(model: Model, calibration: Calibration) -> np.ndarray:
 def _provenance(
     source: Path,
     config: QuantizeConfig,
+    quality: Quality,
+    joint: JointSettings | None,
     head_precision: int | None,
     calibration: Calibration | None,
     windows: np.ndarray | None,
@@ -169,12 +203,17 @@ def _provenance(
     """What the result depends on, by content and not by name: equal provenance means equal arrays on the same machine."""
     described: dict[str, Any] = {
         "source": {"name": source.resolve().name, "sha256": _digest(source)},
-        "quantization": dataclasses.asdict(config) | {"head_precision": head_precision},
+        "quantization": dataclasses.asdict(config) | {"quality": quality, "head_precision": head_precision},
         "calibration": None,
     }
+    if joint is not None:
+        weights = joint.weights(config.seed_precision, config.parent_precision)
+        described["quantization"]["joint"] = dataclasses.asdict(joint) | {
+            "importance": {str(w): weight for w, weight in weights.items()}
+        }
     if calibration is not None and windows is not None:
         described["calibration"] = {
-            "text": calibration.text.name,
+            "texts": [file.name for file in calibration.texts],
             "num_sequences": calibration.num_sequences,
             "sequence_length": calibration.sequence_length,
             "seed": calibration.seed,
@@ -255,25 +294,27 @@ def _claim(folder: Path, provenance: dict[str, Any]) -> None:
         )
 
 
-def _bytes_needed(model: Model, config: QuantizeConfig) -> int:
-    """Upper bound of what the run and its result take: two Fisher sums, the layers, and the artefact."""
+def _bytes_needed(model: Model, config: QuantizeConfig, quality: Quality) -> int:
+    """Upper bound of what the run and its result take: two sums of sensitivity, the layers, and the artefact."""
     weights = linears(model.params["layers"]).values()
-    fisher = sum(leaf.size for leaf in weights) * 4
+    summed = sensitivity.nbytes(model.params, _KIND[quality])
     rows = sum(leaf.size // leaf.shape[-1] for leaf in weights)
     codebooks = rows * 2 * sum(2**w for w in range(config.seed_precision, config.parent_precision + 1))
     planes = (
         sum(leaf.size // leaf.shape[-1] * (-(-leaf.shape[-1] // 32) * 4) for leaf in weights) * config.parent_precision
     )
     rest = sum(leaf.nbytes for name, leaf in model.params.items() if name != "layers")
-    return 2 * fisher + 2 * (planes + codebooks) + rest
+    return 2 * summed + 2 * (planes + codebooks) + rest
 
 
-def _measure_sensitivity(model: Model, windows: np.ndarray, folder: Path, progress: Progress) -> dict[str, np.ndarray]:
-    """The Fisher sum over all windows, continued from the last one on disk; memory-mapped."""
-    done, total = _last_sum(folder, model)
+def _measure_sensitivity(
+    model: Model, windows: np.ndarray, kind: sensitivity.Kind, folder: Path, progress: Progress
+) -> dict[str, np.ndarray]:
+    """The sensitivity summed over all windows, continued from the last sum on disk; memory-mapped."""
+    done, total = _last_sum(folder, model, kind)
     progress("sensitivity", done, len(windows))
     if done < len(windows):
-        accumulate = sensitivity.sequence_accumulator(model.params, model.config)
+        accumulate = sensitivity.sequence_accumulator(model.params, model.config, (kind,))
         saved_at = time.monotonic()
         while done < len(windows):
             started = time.monotonic()
@@ -293,10 +334,10 @@ def _sum_folder(folder: Path, done: int) -> Path:
     return folder / f"sensitivity-{done:05d}"
 
 
-def _last_sum(folder: Path, model: Model) -> tuple[int, sensitivity.Sensitivity]:
+def _last_sum(folder: Path, model: Model, kind: sensitivity.Kind) -> tuple[int, sensitivity.Sensitivity]:
     finished = sorted(folder.glob("sensitivity-?????"))
     if not finished:
-        return 0, sensitivity.zeros(model.params)
+        return 0, sensitivity.zeros(model.params, kind)
     names = linears(model.params["layers"])
     return int(finished[-1].name[-5:]), {name: np.load(finished[-1] / f"{name}.npy") for name in names}
 
@@ -314,7 +355,12 @@ def _save_sum(folder: Path, total: sensitivity.Sensitivity, done: int) -> None:
 
 
 def _quantize_layers(
-    model: Model, scores: dict[str, np.ndarray] | None, config: QuantizeConfig, folder: Path, progress: Progress
+    model: Model,
+    scores: dict[str, np.ndarray] | None,
+    config: QuantizeConfig,
+    joint: JointSettings | None,
+    folder: Path,
+    progress: Progress,
 ) -> None:
     layers = {name: np.asarray(leaf) for name, leaf in linears(model.params["layers"]).items()}
     for layer in range(model.config.num_layers):
@@ -325,7 +371,7 @@ def _quantize_layers(
                 weights = np.asarray(leaf[layer], np.float32)
                 score = np.ones_like(weights) if scores is None else np.asarray(scores[name][layer])
                 try:
-                    matrix = _quantized(weights, score, config)
+                    matrix = _quantized(weights, score, config, joint)
                 except ValueError as error:
                     raise ValueError(f"{name} of layer {layer}: {error}") from error
                 arrays[f"{name}/bitplanes"] = np.asarray(matrix.bitplanes)
@@ -334,21 +380,19 @@ def _quantize_layers(
         progress("quantization", layer + 1, model.config.num_layers)
 
 
-def _quantized(weights: np.ndarray, scores: np.ndarray, config: QuantizeConfig) -> AnyPrecArray:
-    """One linear of a layer: a matrix, or the experts' one below the other.
+def _quantized(
+    weights: np.ndarray, score: np.ndarray, config: QuantizeConfig, joint: JointSettings | None
+) -> AnyPrecArray:
+    """One linear of a layer: a matrix, or the experts', [experts, n, k] with a score each.
 
-    Rows are quantized each by itself. An expert that calibration never routed to has scores of zero, and zeros weigh all weights alike.
+    An expert that calibration never routed to has a score of zeros, which weigh all its weights alike.
     """
-    matrix = quantize(weights.reshape(-1, weights.shape[-1]), scores.reshape(-1, weights.shape[-1]), config)
-    if weights.ndim == 2:
-        return matrix
-    experts, n, _ = weights.shape
-
-    def by_expert(leaf: jax.Array) -> jax.Array:
-        """Rows [..., experts * n, x] -> [experts, ..., n, x]."""
-        return jnp.moveaxis(leaf.reshape(*leaf.shape[:-2], experts, n, leaf.shape[-1]), -3, 0)
-
-    return jax.tree.map(by_expert, matrix)
+    if weights.ndim == 3:
+        experts = [_quantized(*expert, config, joint) for expert in zip(weights, score, strict=True)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts)
+    if joint is None:
+        return quantize(weights, score, config)
+    return quantize_jointly(weights, score if np.any(score) else np.eye(len(score), dtype=np.float32), config, joint)
 
 
 def unrouted_experts(scores: dict[str, np.ndarray] | None) -> list[list[int]]:

@@ -58,7 +58,7 @@ def wordnet_graph(source: Path, *, width: int = 64, seed: int = 0) -> WordnetGra
     Raises:
       ValueError: a file is damaged or not the one that is wanted. OSError: it is missing.
     """
-    synsets = [synset for part, lines in _database(source) for synset in parse(part, lines)]
+    synsets = [synset for part, lines in database(source) for synset in parse(part, lines)]
     sources, targets = edges_of(synsets)
     train, valid, test = random_split(len(synsets), seed=seed)
     return WordnetGraph(
@@ -128,7 +128,7 @@ def random_split(num_nodes: int, *, seed: int) -> tuple[np.ndarray, np.ndarray, 
     return np.sort(train_ids), np.sort(valid_ids), np.sort(test_ids)
 
 
-def _database(source: Path) -> Iterator[tuple[str, Iterator[str]]]:
+def database(source: Path) -> Iterator[tuple[str, Iterator[str]]]:
     """Each part of speech with the lines of its file."""
     if source.is_dir():
         for part in PARTS:

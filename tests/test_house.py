@@ -18,8 +18,12 @@ ROOMS = {
         "array",
         "layout",
         "affine",
+        "row_threads",
         "kmeans1d",
         "upscale",
+        "nested_rows",
+        "refit",
+        "joint_codes",
         "quantization",
         "native",
         "ops",
@@ -88,7 +92,7 @@ FENCES = {
     "threading": {"engine", "pipeline", "gather", "features", "store"},
     # Rows of a matrix are independent, and the kernels that cluster them hold no lock of the interpreter's; a disk wants many
     # requests at once; two pieces of an external sort are sorted at the same time.
-    "concurrent": {"engine", "pipeline", "gather", "quantization", "store", "ingest"},
+    "concurrent": {"engine", "pipeline", "gather", "row_threads", "store", "ingest"},
     "multiprocessing": {"engine", "pipeline", "gather"},
     "jax.experimental.pallas": {"ops"},
     "flax": {"models", "workloads"},

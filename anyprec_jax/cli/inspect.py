@@ -44,11 +44,28 @@ def _print_inspection(report: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(f"{sizes['on_disk'] / 1e6:.1f} MB on disk")
+    if (made := _how_it_was_made(report["provenance"])) is not None:
+        console.print(made, soft_wrap=True, markup=False)
     for name, array in report["arrays"].items():
         shape = "x".join(map(str, array["shape"]))
         console.print(f"{array['sha256'][:16]}  {name}  {array['dtype']} {shape}", soft_wrap=True, markup=False)
     for name, file in report["files"].items():
         console.print(f"{file['sha256'][:16]}  {name}  {file['nbytes']:,} bytes", soft_wrap=True, markup=False)
+
+
+def _how_it_was_made(provenance: dict[str, Any]) -> str | None:
+    """One line, or nothing where a foreign hand left something else in the manifest."""
+    try:
+        quality = provenance["quantization"].get("quality", "fast")
+        if (calibration := provenance["calibration"]) is None:
+            return f"quality {quality}, every weight counted the same"
+        texts = ", ".join(map(str, calibration.get("texts") or [calibration.get("text")]))
+        return (
+            f"quality {quality}, calibrated on {calibration['num_sequences']} sequences of {calibration['sequence_length']} tokens "
+            f"of {texts}"
+        )
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
 def _print_matrices(console: Console, report: dict[str, Any], precisions: Sequence[str]) -> None:

@@ -14,9 +14,22 @@ from bandwise_commands.errors import messages, reporting_errors
 def quantize(
     model: ModelPath,
     out: Annotated[Path, typer.Argument(help="The artefact to write: a new folder.", show_default=False)],
-    calibration: Annotated[Path | None, typer.Option(help="Text to measure the weights' sensitivity on.")] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Text to measure the weights' sensitivity on; repeat for several, of different kinds if possible."
+        ),
+    ] = None,
     uniform: Annotated[bool, typer.Option("--uniform", help="No calibration: every weight counts the same.")] = False,
-    num_sequences: Annotated[int, typer.Option(help="Calibration windows.")] = 100,
+    quality: Annotated[
+        Literal["fast", "best"] | None,
+        typer.Option(
+            help="best optimises the codes of all precisions for what each row makes of its inputs; fast, the paper's way, places every "
+            "weight by itself, in less time. Default: best, and fast with --uniform.",
+            show_default=False,
+        ),
+    ] = None,
+    num_sequences: Annotated[int, typer.Option(help="Calibration windows, of all texts together.")] = 100,
     sequence_length: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 512,
     seed_precision: Annotated[int, typer.Option(help="Fewest bits that can be read.")] = 3,
     parent_precision: Annotated[int, typer.Option(help="Most bits that can be read.")] = 8,
@@ -29,12 +42,12 @@ def quantize(
     from anyprec_jax.config import QuantizeConfig
     from anyprec_jax.model_quantization import Calibration, quantize_model
 
-    if (calibration is None) != uniform:
+    if bool(calibration) == uniform:
         raise ValueError("give either --calibration FILE or --uniform")
     settings = None
-    if calibration is not None:
+    if calibration:
         settings = Calibration(
-            text=calibration, num_sequences=num_sequences, sequence_length=sequence_length, seed=seed
+            text=tuple(calibration), num_sequences=num_sequences, sequence_length=sequence_length, seed=seed
         )
     config = QuantizeConfig(seed_precision=seed_precision, parent_precision=parent_precision)
     with progress_bars(messages) as progress:
@@ -43,6 +56,7 @@ def quantize(
             out,
             config,
             calibration=settings,
+            quality=quality,
             head_precision=None if head_precision == "none" else int(head_precision),
             progress=progress,
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from anyprec_jax.array import Matrix
+from anyprec_jax.models.observed import Observed, observed_product
 from anyprec_jax.ops import matmul
 
 
@@ -25,7 +26,7 @@ def linear(
 
     Args:
       x: inputs.
-      weight: `[n, k]`: an array, an `AnyPrecArray` or a `StackedMatrix`.
+      weight: `[n, k]`: an array, an `AnyPrecArray`, a `StackedMatrix` or an `Observed` array.
       bias: or None.
       precision: bits at which to read an `AnyPrecArray`.
     """
@@ -34,6 +35,8 @@ def linear(
             raise ValueError("an any-precision weight is read at a precision, and none was given")
         array, index = weight if isinstance(weight, StackedMatrix) else (weight, None)
         product = matmul(x, array, precision=precision, layer=index)
+    elif isinstance(weight, Observed):
+        product = observed_product(x, weight.weight.astype(x.dtype), weight.moment).astype(x.dtype)
     else:
         product = dense_product(x, jnp.asarray(weight).astype(x.dtype)).astype(x.dtype)
     return product if bias is None else product + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -91,11 +91,15 @@ def _quantize(model_file: Path, artefact: Path, text: Path, report) -> None:
     calibration = anyprec_jax.Calibration(text=text, **CALIBRATION)
     config = anyprec_jax.QuantizeConfig(seed_precision=3, parent_precision=8)
     try:
-        anyprec_jax.quantize_model(model_file, artefact, config, calibration=calibration, progress=report)
+        anyprec_jax.quantize_model(
+            model_file, artefact, config, calibration=calibration, quality="fast", progress=report
+        )
     except FileExistsError:  # the result of an older version of this demo, in a folder that is the demo's own
         shutil.rmtree(artefact, ignore_errors=True)
         shutil.rmtree(artefact.parent / f".{artefact.name}.quantizing", ignore_errors=True)
-        anyprec_jax.quantize_model(model_file, artefact, config, calibration=calibration, progress=report)
+        anyprec_jax.quantize_model(
+            model_file, artefact, config, calibration=calibration, quality="fast", progress=report
+        )
 
 
 def _generate_all(model, reference, results: Sequence[Result], report) -> dict[Precision, Generation]:

@@ -31,7 +31,7 @@ def peak_bytes(*arguments: str) -> int:
 
 
 def allowed_bytes(model: Model) -> float:
-    """The bound on quantizing a model: 1.25 times its float32 weights and Fisher information, and 1 GB."""
+    """The bound on quantizing a model at the best quality: 1.25 times its float32 weights and moments, and 1 GB."""
     weights = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    fisher = sum(model.params["layers"][name].size for name in LINEARS)
-    return 1.25 * 4 * (weights + fisher) + 1e9
+    moments = sum(leaf.shape[0] * leaf.shape[2] ** 2 for leaf in (model.params["layers"][name] for name in LINEARS))
+    return 1.25 * 4 * (weights + moments) + 1e9

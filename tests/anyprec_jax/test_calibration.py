@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyprec_jax.calibration import calibration_windows
+from anyprec_jax.calibration import calibration_windows, mixed_windows
 
 
 @given(
@@ -57,3 +57,42 @@ def test_counts_out_of_range(num_sequences: int, sequence_length: int) -> None:
         calibration_windows(
             np.zeros(99, np.int32), num_sequences=num_sequences, sequence_length=sequence_length, seed=0
         )
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    num_sequences=st.integers(1, 9),
+    sequence_length=st.integers(2, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_windows_of_several_texts_are_shared_out_evenly(
+    sizes: list[int], num_sequences: int, sequence_length: int, seed: int
+) -> None:
+    texts = [np.arange(size, dtype=np.int32) + 1000 * i for i, size in enumerate(sizes)]
+    room = [size // sequence_length for size in sizes]
+    if sum(room) < num_sequences:
+        return
+
+    windows = mixed_windows(texts, num_sequences=num_sequences, sequence_length=sequence_length, seed=seed)
+
+    assert windows.shape == (num_sequences, sequence_length)
+    np.testing.assert_array_equal(np.diff(windows, axis=1), 1)  # none crosses from one text into the next
+    assert len(np.unique(windows)) == windows.size
+    shares = np.bincount(windows[:, 0] // 1000, minlength=len(sizes))
+    # Fair: whoever has fewer than another, by more than the one that is left over, has no room for more.
+    for mine, space in zip(shares, room, strict=True):
+        assert mine == space or mine >= shares.max() - 1
+
+
+def test_one_text_gives_the_windows_it_gave_alone() -> None:
+    tokens = np.arange(50, dtype=np.int32)
+    settings = {"num_sequences": 4, "sequence_length": 6, "seed": 3}
+    np.testing.assert_array_equal(mixed_windows([tokens], **settings), calibration_windows(tokens, **settings))
+
+
+def test_texts_that_are_too_short_together() -> None:
+    texts = [np.arange(7, dtype=np.int32), np.arange(9, dtype=np.int32)]
+    with pytest.raises(ValueError, match="has 16 tokens, but 4 sequences of 5 need 20"):
+        mixed_windows(texts, num_sequences=4, sequence_length=5, seed=0)
+    with pytest.raises(ValueError, match="at least one text"):
+        mixed_windows([], num_sequences=4, sequence_length=5, seed=0)

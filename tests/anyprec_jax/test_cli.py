@@ -61,7 +61,9 @@ def test_inspect(folder: Path) -> None:
         ["embedding", "260", "48", *["9.33"] * 5]  # 8 bits a code, and 64 for the scale and offset of a row of 48
     ]
 
+    assert "quality best, calibrated on 3 sequences of 32 tokens of text.txt" in shown.stdout
     report = json.loads(anyprec("inspect", folder / "artefact", "--json").stdout)
+    assert report["provenance"]["quantization"]["quality"] == "best"
     assert report["precisions"] == [3, 4, 5, 6]
     assert set(report["matrices"]["layers/q_proj"]["bits_per_weight"]["read"]) == {"3", "4", "5", "6"}
     assert all(len(array["sha256"]) == 64 for array in report["arrays"].values())
@@ -204,6 +206,11 @@ MISTAKES = {
         "seed",
     ),
     "no calibration": (("quantize", "{tiny}", "{out}"), "either --calibration FILE or --uniform"),
+    "best without calibration": (
+        ("quantize", "{tiny}", "{out}", "--uniform", "--quality", "best"),
+        "best quality needs a calibration text",
+    ),
+    "quality good": (("quantize", "{tiny}", "{out}", "--uniform", "--quality", "good"), "--quality"),
     "two calibrations": (("quantize", "{tiny}", "{out}", "--uniform", "--calibration", "{text}"), "either"),
     "calibration missing": (("quantize", "{tiny}", "{out}", "--calibration", "{in}/nowhere"), "nowhere: No such file"),
     "calibration a folder": (("quantize", "{tiny}", "{out}", "--calibration", "{in}/empty"), "Is a directory"),

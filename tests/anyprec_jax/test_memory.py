@@ -1,4 +1,4 @@
-"""What `anyprec quantize` keeps in memory: the weights, their Fisher information, and little else."""
+"""What `anyprec quantize` keeps in memory: the weights, the moments of their inputs, and little else."""
 
 from pathlib import Path
 
@@ -22,5 +22,5 @@ def test_peak_memory_of_quantize(tmp_path: Path) -> None:
         )
         allowed.append(allowed_bytes(load(model)))
         assert peaks[-1] <= allowed[-1]
-    # Nothing but the weights and the Fisher sum may grow with the number of layers: a third copy would be 1.5.
+    # Nothing but the weights and the moments may grow with the number of layers: a third copy would be 1.5.
     assert peaks[1] - peaks[0] <= allowed[1] - allowed[0]

@@ -1,4 +1,6 @@
+import dataclasses
 import errno
+import inspect
 import json
 import random
 import signal
@@ -7,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +21,12 @@ from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.calibration import calibration_windows
 from anyprec_jax.checkpoint import load, manifest, save
 from anyprec_jax.config import QuantizeConfig
+from anyprec_jax.joint_codes import JointSettings
 from anyprec_jax.model_quantization import Calibration, quantize_model
 from anyprec_jax.models.fusion import LINEARS, unfused
 from anyprec_jax.models.model import Model
 from anyprec_jax.ops import dequantize
-from anyprec_jax.quantization import quantize
+from anyprec_jax.quantization import quantize, quantize_jointly
 from anyprec_jax.sensitivity import sequence_accumulator, zeros
 from tests.anyprec_jax.tiny import TEXT, save_tiny_model, tiny_model
 
@@ -44,6 +48,13 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
 @pytest.fixture(scope="module")
 def finished(source: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "artefact"
+    quantize_model(source, out, CONFIG, calibration=calibration, quality="fast")
+    return out
+
+
+@pytest.fixture(scope="module")
+def best(source: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("best") / "artefact"
     quantize_model(source, out, CONFIG, calibration=calibration)
     return out
 
@@ -54,7 +65,7 @@ def checksums(out: Path) -> dict[str, str]:
 
 def test_each_matrix_is_what_quantizing_it_alone_gives(source: Path, calibration: Calibration, finished: Path) -> None:
     model, quantized = load(source), load(finished)
-    assert model.tokenizer is not None
+    assert model.tokenizer is not None and isinstance(calibration.text, Path)
     tokens = np.asarray(model.tokenizer.encode(calibration.text.read_text(), special_tokens=False), np.int32)
     scores = zeros(model.params)
     accumulate = sequence_accumulator(model.params, model.config)
@@ -72,6 +83,23 @@ def test_each_matrix_is_what_quantizing_it_alone_gives(source: Path, calibration
     head = quantize_affine(model.params["embedding"])
     for leaf in ("codes", "scale", "offset"):
         np.testing.assert_array_equal(getattr(quantized.params["embedding"], leaf), getattr(head, leaf))
+
+
+def test_the_best_quality_is_the_joint_optimum_under_the_moments(
+    source: Path, calibration: Calibration, best: Path
+) -> None:
+    model, quantized = load(source), unfused(load(best).params["layers"])
+    assert model.tokenizer is not None and isinstance(calibration.text, Path)
+    tokens = np.asarray(model.tokenizer.encode(calibration.text.read_text(), special_tokens=False), np.int32)
+    moments = zeros(model.params, "moment")
+    accumulate = sequence_accumulator(model.params, model.config, ("moment",))
+    for window in calibration_windows(tokens, num_sequences=4, sequence_length=24, seed=5):
+        accumulate(jnp.asarray(window), moments)
+    for name, layer in [("q_proj", 0), ("down_proj", 2)]:
+        alone = quantize_jointly(np.asarray(model.params["layers"][name][layer]), moments[name][layer], CONFIG)
+        np.testing.assert_array_equal(quantized[name].bitplanes[layer], alone.bitplanes)
+        for w in CONFIG.precisions:
+            np.testing.assert_array_equal(quantized[name].codebooks[w][layer], alone.codebooks[w])
 
 
 def test_more_bits_are_closer(source: Path, finished: Path) -> None:
@@ -93,10 +121,13 @@ class Killed(BaseException):
     """Stands for SIGKILL; unlike the signal it unwinds the stack, so the subprocess test below is needed as well."""
 
 
+@pytest.mark.parametrize("quality", ["fast", "best"])
 def test_interrupted_at_every_step_it_continues_to_the_same_arrays(
+    quality: Literal["fast", "best"],
     source: Path,
     calibration: Calibration,
     finished: Path,
+    best: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -110,17 +141,19 @@ def test_interrupted_at_every_step_it_continues_to_the_same_arrays(
         renames.append(target)
         return rename(self, target)
 
-    def count(weights, sensitivity, config):
-        quantized_layers.append(weights.shape)
-        return quantize(weights, sensitivity, config)
+    quantized = model_quantization._quantized
 
-    monkeypatch.setattr(model_quantization, "quantize", count)
+    def count(weights, *arguments):
+        quantized_layers.append(weights.shape)
+        return quantized(weights, *arguments)
+
+    monkeypatch.setattr(model_quantization, "_quantized", count)
     out = tmp_path / "artefact"
     for _attempt in range(40):
         renames.clear()
         monkeypatch.setattr(Path, "rename", rename_once_then_die)
         try:
-            quantize_model(source, out, CONFIG, calibration=calibration)
+            quantize_model(source, out, CONFIG, calibration=calibration, quality=quality)
             break
         except Killed:
             monkeypatch.setattr(Path, "rename", rename)
@@ -128,15 +161,16 @@ def test_interrupted_at_every_step_it_continues_to_the_same_arrays(
     else:
         pytest.fail("it never finished")
 
-    assert checksums(out) == checksums(finished)
-    assert manifest.read(out).provenance == manifest.read(finished).provenance
+    uninterrupted = {"fast": finished, "best": best}[quality]
+    assert checksums(out) == checksums(uninterrupted)
+    assert manifest.read(out).provenance == manifest.read(uninterrupted).provenance
     assert [p.name for p in tmp_path.iterdir()] == ["artefact"]
     # One matrix more than needed for each attempt that died before its layer was renamed: finished layers are not redone.
     assert len(quantized_layers) <= 2 * 3 * len(LINEARS)
 
 
 def _command(source: Path, out: Path, calibration: Calibration) -> list[str]:
-    counts = ["--num-sequences", "4", "--sequence-length", "24", "--seed", "5"]
+    counts = ["--num-sequences", "4", "--sequence-length", "24", "--seed", "5", "--quality", "fast"]
     precisions = ["--seed-precision", "2", "--parent-precision", "5"]
     program = "from anyprec_jax.cli import main; main()"
     return [
@@ -171,7 +205,7 @@ def test_kill_minus_nine_ten_times(source: Path, calibration: Calibration, finis
 
 def test_the_same_command_again_changes_nothing(source: Path, calibration: Calibration, finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
-    quantize_model(source, finished, CONFIG, calibration=calibration)
+    quantize_model(source, finished, CONFIG, calibration=calibration, quality="fast")
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
@@ -190,7 +224,7 @@ def test_an_unfinished_run_with_other_settings_is_not_continued(
 
     monkeypatch.setattr(model_quantization, "_quantize_layers", die)
     with pytest.raises(Killed):
-        quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration)
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration, quality="fast")
     with pytest.raises(FileExistsError, match="unfinished run that differs in calibration"):
         quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
 
@@ -292,9 +326,9 @@ def test_a_disk_that_fills_up(
     with monkeypatch.context() as full:
         full.setattr(np, "savez", fail)
         with pytest.raises(OSError, match="the disk is full: make room and repeat the command"):
-            quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration)
+            quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration, quality="fast")
     assert not (tmp_path / "out").exists()
-    quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration)
+    quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration, quality="fast")
     assert checksums(tmp_path / "out") == checksums(finished)
 
 
@@ -320,16 +354,57 @@ def test_an_artefact_cannot_be_quantized_again(finished: Path, tmp_path: Path) -
         quantize_model(finished, tmp_path / "out", CONFIG, calibration=None)
 
 
-def test_the_manifest_tells_how_it_was_made(finished: Path) -> None:
+def test_the_manifest_tells_how_it_was_made(finished: Path, best: Path) -> None:
     provenance = json.loads((finished / "manifest.json").read_text())["provenance"]
-    assert provenance["quantization"] == {"seed_precision": 2, "parent_precision": 5, "head_precision": 8}
+    settings = {"seed_precision": 2, "parent_precision": 5, "head_precision": 8}
+    assert provenance["quantization"] == settings | {"quality": "fast"}
+    assert provenance["calibration"]["texts"] == ["text.txt"]
     assert provenance["calibration"]["num_sequences"] == 4
     assert provenance["calibration"]["seed"] == 5
     assert provenance["source"]["name"] == "tiny"
 
+    joint = json.loads((best / "manifest.json").read_text())["provenance"]["quantization"].pop("joint")
+    assert joint["importance"] == {"2": 1.0, "3": 4.0, "4": 16.0, "5": 64.0}
+    assert set(joint) == {"importance", "damping", "rounds", "sweeps"}
 
-def test_the_matrix_quantizer_is_the_public_one() -> None:
+
+def test_the_matrix_quantizers_are_the_public_ones() -> None:
     assert model_quantization.quantize is quantization.quantize
+    assert model_quantization.quantize_jointly is quantization.quantize_jointly
+
+
+class TestQuality:
+    def test_without_calibration_there_is_only_fast(self, source: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="best quality needs a calibration text"):
+            quantize_model(source, tmp_path / "out", CONFIG, calibration=None, quality="best")
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=None)
+        assert manifest.read(tmp_path / "out").provenance["quantization"]["quality"] == "fast"
+
+    def test_settings_are_part_of_what_a_run_makes(self, source: Path, best: Path, calibration: Calibration) -> None:
+        with pytest.raises(FileExistsError, match="other settings"):
+            quantize_model(source, best, CONFIG, calibration=calibration, joint=JointSettings(importance={2: 8.0}))
+
+    def test_fast_has_no_settings_and_others_do_not_exist(
+        self, source: Path, calibration: Calibration, tmp_path: Path
+    ) -> None:
+        settings: dict[str, Any] = {"calibration": calibration}
+        with pytest.raises(ValueError, match="the fast quality has none"):
+            quantize_model(source, tmp_path / "out", CONFIG, quality="fast", joint=JointSettings(), **settings)
+        with pytest.raises(ValueError, match="importance is given for 7 bits"):
+            quantize_model(source, tmp_path / "out", CONFIG, joint=JointSettings(importance={7: 1.0}), **settings)
+        with pytest.raises(ValueError, match="quality must be one of fast, best, got 'good'"):
+            inspect.unwrap(model_quantization._checked_quality)("good", None, calibration)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_several_texts(self, source: Path, calibration: Calibration, tmp_path: Path) -> None:
+        other = tmp_path / "other.txt"
+        other.write_text(TEXT.upper() * 4, encoding="utf-8")
+        assert isinstance(calibration.text, Path)
+        both = dataclasses.replace(calibration, text=(calibration.text, other))
+        quantize_model(source, tmp_path / "out", CONFIG, calibration=both, quality="fast")
+        assert manifest.read(tmp_path / "out").provenance["calibration"]["texts"] == ["text.txt", "other.txt"]
+        with pytest.raises(FileExistsError, match="other settings"):
+            quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration, quality="fast")
 
 
 class TestHeadPrecision:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anyprec_jax import quantization
+from anyprec_jax import quantization, row_threads
 from anyprec_jax.array import AnyPrecArray, validate
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.ops.reference import codes, dequantize
@@ -191,7 +191,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(quantization, "_WEIGHTS_AT_ONCE", 45)
     results = []
     for threads in (1, 2, 7):
-        monkeypatch.setattr(quantization, "_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(row_threads, "num_threads", lambda threads=threads: threads)
         results.append(quantize(weights, sensitivity, SMALL))
     assert all(same_bytes(result, results[0]) for result in results)
 

@@ -1,4 +1,6 @@
-"""Oracles: a loop of whole-model gradients of single sequences, and finite differences of the loss."""
+"""Oracles: a loop of whole-model gradients of single sequences, finite differences of the loss, and a decoder spelt out with taps."""
+
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -87,3 +89,97 @@ def test_the_order_of_accumulation_is_the_same_every_time(model) -> None:
         totals.append(total)
     for name in LINEARS:
         np.testing.assert_array_equal(totals[0][name], totals[1][name])
+
+
+def spelt_out(params, config, tokens, taps):
+    """Logits, and the inputs of every linear by (name, layer). `taps` [tokens, n] are added to the linears' outputs."""
+    inputs, layers = {}, params["layers"]
+
+    def linear(name, layer, x):
+        inputs[name, layer] = x
+        return x @ layers[name][layer].T + layers[f"{name}_bias"][layer] + taps[name, layer]
+
+    def norm(x, weight):
+        return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.rms_norm_eps) * weight
+
+    def rotate(x):
+        half = config.head_dim // 2
+        angles = np.arange(len(tokens))[:, None] * config.rope_theta ** (-np.arange(half) / half)
+        cos, sin = np.float32(np.cos(angles))[:, None], np.float32(np.sin(angles))[:, None]
+        a, b = x[..., :half], x[..., half:]
+        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+    future = jnp.asarray(np.triu(np.full((len(tokens), len(tokens)), -1e30, np.float32), 1))
+    hidden = params["embedding"][tokens]
+    for layer in range(config.num_layers):
+        x = norm(hidden, layers["input_norm"][layer])
+        q, k, v = (linear(f"{name}_proj", layer, x).reshape(len(tokens), -1, config.head_dim) for name in "qkv")
+        q, k, v = rotate(q), *(jnp.repeat(y, config.num_heads // config.num_kv_heads, axis=1) for y in (rotate(k), v))
+        scores = jnp.einsum("qhd,khd->hqk", q, k) / np.float32(np.sqrt(config.head_dim)) + future[None]
+        mixed = jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores), v).reshape(len(tokens), -1)
+        hidden = hidden + linear("o_proj", layer, mixed)
+        x = norm(hidden, layers["post_attention_norm"][layer])
+        gated = jax.nn.silu(linear("gate_proj", layer, x)) * linear("up_proj", layer, x)
+        hidden = hidden + linear("down_proj", layer, gated)
+    head = params["embedding" if config.tie_embeddings else "head"]
+    return norm(hidden, params["final_norm"]) @ head.T, inputs
+
+
+def test_moments_are_sums_over_tokens(model) -> None:
+    """s_t is the mean over outputs of the squared gradient there: the gradient of the loss with respect to what is added to them."""
+    sequences = np.random.default_rng(5).integers(0, 260, (2, 19)).astype(np.int32)
+    shapes = {(name, i): model.params["layers"][name].shape[1] for name in LINEARS for i in range(3)}
+    none = {key: jnp.zeros((19, n)) for key, n in shapes.items()}
+
+    @jax.jit
+    def gradients_and_inputs(tokens):
+        def loss(taps):
+            logits, inputs = spelt_out(model.params, model.config, tokens, taps)
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits[:-1]), tokens[1:, None], axis=1)
+            return -jnp.mean(chosen), inputs
+
+        return jax.grad(loss, has_aux=True)(none)
+
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # of the oracle
+        logits, _ = spelt_out(model.params, model.config, sequences[0], none)
+        slow_runs = [gradients_and_inputs(jnp.asarray(tokens)) for tokens in sequences]
+    np.testing.assert_allclose(
+        logits, forward(model.params, sequences[:1], model.config, precision=None)[0], rtol=1e-3, atol=1e-3
+    )
+    expected = dict.fromkeys(shapes, 0.0)
+    for gradients, inputs in slow_runs:
+        for key in shapes:
+            dz, x = np.asarray(gradients[key], np.float64), np.asarray(inputs[key], np.float64)
+            expected[key] = expected[key] + sum(np.mean(dz[t] ** 2) * np.outer(x[t], x[t]) for t in range(19))
+
+    totals = [sensitivity.zeros(model.params, kind) for kind in ("moment", "fisher")]
+    accumulate = sensitivity.sequence_accumulator(model.params, model.config, ("moment", "fisher"))
+    diagonals = sensitivity.zeros(model.params, "diagonal")
+    accumulate_diagonals = sensitivity.sequence_accumulator(model.params, model.config, ("diagonal",))
+    fisher = sensitivity.zeros(model.params)
+    accumulate_fisher = sensitivity.sequence_accumulator(model.params, model.config)
+    for tokens in sequences:
+        accumulate(jnp.asarray(tokens), *totals)
+        accumulate_diagonals(jnp.asarray(tokens), diagonals)
+        accumulate_fisher(jnp.asarray(tokens), fisher)
+    for name, layer in shapes:
+        moment, slow = totals[0][name][layer], expected[name, layer]
+        assert moment.dtype == np.float32
+        np.testing.assert_allclose(moment, slow, rtol=2e-3, atol=1e-4 * np.max(slow))
+        np.testing.assert_allclose(diagonals[name][layer], np.diag(moment), rtol=1e-4)
+    for name in LINEARS:  # whatever is measured beside it
+        np.testing.assert_allclose(totals[1][name], fisher[name], rtol=1e-3, atol=1e-6 * fisher[name].max())
+
+
+def test_bytes_are_those_of_the_sums(model) -> None:
+    for kind in ("fisher", "moment", "diagonal"):
+        assert sensitivity.nbytes(model.params, kind) == sum(
+            a.nbytes for a in sensitivity.zeros(model.params, kind).values()
+        )
+
+
+@pytest.mark.parametrize("kinds", [(), ("fisher", "fisher"), ("hessian",), ("moment", "diagonal")])
+def test_kinds_that_cannot_be_measured(model, kinds: tuple[str, ...]) -> None:
+    accumulator = inspect.unwrap(sensitivity.sequence_accumulator)
+    with pytest.raises(ValueError, match="each once|measure one"):
+        accumulator(model.params, model.config, kinds)
