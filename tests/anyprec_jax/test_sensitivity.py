@@ -100,7 +100,7 @@ def spelt_out(params, config, tokens, taps):
         return x @ layers[name][layer].T + layers[f"{name}_bias"][layer] + taps[name, layer]
 
     def norm(x, weight):
-        return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.rms_norm_eps) * weight
+        return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * weight
 
     def rotate(x):
         half = config.head_dim // 2
