@@ -49,8 +49,8 @@ _BATCH_TOKENS = 4 * PASSAGE_LENGTH
 
 
 def methods(*, page_size: int = 16, shares: Sequence[float] = SHARES, shared: bool = False) -> Iterator[Method]:
-    """A3 with its keys as they are, centred, rotated and both, with M = share n and T = 5 %; then every baseline with those shares; the exact top k,
-    which reads all keys, with those of the other half.
+    """A3 with its keys as they are, centred, rotated and both, with M = share n and T = 5 %; then every baseline with those shares, the
+    exact top k, which reads all keys, with those of the other half.
 
     `shared` adds centring alone and both, fitted on many texts.
     """
