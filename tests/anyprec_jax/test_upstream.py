@@ -211,7 +211,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "planes of floats": (swapped(lambda s: s.update({f"{GATE}.qweight": s[f"{GATE}.qweight"].float()})), "is float32, not int32"),
     "codebooks of floats": (swapped(lambda s: s.update({f"{GATE}.lut4": s[f"{GATE}.lut4"].float()})), "not float16"),
     "a NaN": (swapped(lambda s: s[f"{GATE}.lut4"].fill_(torch.nan)), f"{GATE}: codebook 4 must be finite"),
-    "codebooks upside down": (swapped(lambda s: s.update({f"{GATE}.lut4": -s[f"{GATE}.lut4"]})), "non-decreasing"),
     "nothing packed": (swapped(unpack), "lacks the tensor model.layers.0.mlp.gate_proj.weight"),
     "cut short": (lambda p: (p / "pytorch_model.bin").write_bytes((p / "pytorch_model.bin").read_bytes()[:3000]), "cut short"),
     "code": (lambda p: torch.save(torch.nn.Linear(2, 2), p / "pytorch_model.bin"), "Linear', which is not allowed"),
