@@ -24,6 +24,7 @@ from anyprec_jax.models.model import Model, dequantized
 from anyprec_jax.sensitivity import mean_nll, sequence_accumulator, zeros
 from tests.anyprec_jax.tiny import TEXT, byte_tokenizer
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = QuantizeConfig(seed_precision=3, parent_precision=8)
 _GEMMA = {
     "window": 5,
