@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from anyprec_jax.array import AnyPrecArray
+from anyprec_jax.calibration import calibration_windows
 from anyprec_jax.checkpoint import load
 from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.huggingface import save_folder
@@ -21,9 +22,11 @@ from anyprec_jax.models.decoder import forward, init_cache
 from anyprec_jax.models.families import FAMILIES, LAYERS, parameter_shapes
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model, dequantized
+from anyprec_jax.quantization import quantize_jointly
 from anyprec_jax.sensitivity import mean_nll, sequence_accumulator, zeros
 from tests.anyprec_jax.tiny import TEXT, byte_tokenizer
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = QuantizeConfig(seed_precision=3, parent_precision=8)
 _GEMMA = {
     "window": 5,
@@ -153,8 +156,8 @@ def test_sensitivity_is_the_squared_gradient(family: str) -> None:
         np.testing.assert_allclose(total[name], expected, atol=1e-4 * expected.max())
 
 
-def test_an_expert_that_calibration_never_reached_is_quantized_all_the_same(tmp_path: Path) -> None:
-    """The router's logits are a, -a, 0 and 0: of two experts the last is never one."""
+def unrouted(tmp_path: Path) -> tuple[Path, Calibration]:
+    """A folder with a model whose router's logits are a, -a, 0 and 0: of two experts the last is never one; and a text."""
     model = small_model("mixtral")
     router = np.zeros(model.params["layers"]["router"].shape, np.float32)
     router[:, 0] = np.random.default_rng(2).normal(size=router.shape[-1])
@@ -162,9 +165,39 @@ def test_an_expert_that_calibration_never_reached_is_quantized_all_the_same(tmp_
     params = model.params | {"layers": model.params["layers"] | {"router": jnp.asarray(router)}}
     save_folder(tmp_path / "plain", Model(config=model.config, params=params, tokenizer=model.tokenizer))
     (tmp_path / "text").write_text(TEXT * 20)
-    calibration = Calibration(text=tmp_path / "text", num_sequences=2, sequence_length=32)
-    quantize_model(tmp_path / "plain", tmp_path / "measured", CONFIG, calibration=calibration)
-    quantize_model(tmp_path / "plain", tmp_path / "uniform", CONFIG, calibration=None)
+    return tmp_path / "plain", Calibration(text=tmp_path / "text", num_sequences=2, sequence_length=32)
+
+
+def test_every_expert_has_its_own_moments(tmp_path: Path) -> None:
+    """Best: an expert is what its moments make of it alone; one without any has the identity's."""
+    plain, calibration = unrouted(tmp_path)
+    config = QuantizeConfig(seed_precision=2, parent_precision=3)
+    quantize_model(plain, tmp_path / "best", config, calibration=calibration, quality="best")
+    model, stack = load(plain), load(tmp_path / "best").params["layers"]["down_proj"]
+
+    assert model.tokenizer is not None
+    tokens = np.asarray(model.tokenizer.encode(TEXT * 20, special_tokens=False), np.int32)
+    total = zeros(model.params, "moment")
+    accumulate = sequence_accumulator(model.params, model.config, ("moment",))
+    for window in calibration_windows(tokens, num_sequences=2, sequence_length=32, seed=0):
+        accumulate(jnp.asarray(window), total)
+    moments = total["down_proj"]
+    assert moments.shape == (2, 4, 40, 40)
+    reached = np.any(moments, axis=(2, 3))
+    np.testing.assert_array_equal(reached, [[True, True, True, False]] * 2)
+    for layer, expert in np.ndindex(2, 4):
+        moment = moments[layer, expert] if expert < 3 else np.eye(40, dtype=np.float32)
+        weights = np.asarray(model.params["layers"]["down_proj"][layer, expert], np.float32)
+        alone = quantize_jointly(weights, moment, config)
+        np.testing.assert_array_equal(stack.bitplanes[layer, expert], alone.bitplanes)
+        for bits, book in alone.codebooks.items():
+            np.testing.assert_array_equal(stack.codebooks[bits][layer, expert], book)
+
+
+def test_an_expert_that_calibration_never_reached_is_quantized_all_the_same(tmp_path: Path) -> None:
+    source, calibration = unrouted(tmp_path)
+    quantize_model(source, tmp_path / "measured", CONFIG, calibration=calibration, quality="fast")
+    quantize_model(source, tmp_path / "uniform", CONFIG, calibration=None)
 
     assert manifests.read(tmp_path / "measured").provenance["unrouted_experts"] == [[0, 3], [1, 3]]
     measured, uniform = load(tmp_path / "measured"), load(tmp_path / "uniform")
@@ -174,7 +207,7 @@ def test_an_expert_that_calibration_never_reached_is_quantized_all_the_same(tmp_
             np.testing.assert_array_equal(ours.codebooks[leaf][:, 3], plain.codebooks[leaf][:, 3])
             assert np.any(np.asarray(ours.codebooks[leaf][:, 0]) != np.asarray(plain.codebooks[leaf][:, 0]))
     # The same command again finds its work done.
-    quantize_model(tmp_path / "plain", tmp_path / "measured", CONFIG, calibration=calibration)
+    quantize_model(source, tmp_path / "measured", CONFIG, calibration=calibration, quality="fast")
 
 
 def test_a_stack_of_experts_is_described_by_its_shape(tmp_path: Path) -> None:
