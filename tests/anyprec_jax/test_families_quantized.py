@@ -1,6 +1,7 @@
 """A small model of every family, quantized, saved and read: what it says is close to what the model says."""
 
 import math
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,16 @@ def largest_difference(got: Any, expected: Any) -> float:
     return float(np.abs(np.asarray(got) - np.asarray(expected)).max() / np.abs(np.asarray(expected)).max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# These have between them windows, caps, experts, biases, transposed and shared tensors, and a norm of either kind.
+QUICK = ("gemma3", "gpt2", "mixtral")
+
+
+def few_of(families: Iterable[str], quick: Container[str] = QUICK) -> list:
+    """The others are slow tests."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in families]
+
+
+@pytest.mark.parametrize("family", few_of(FAMILIES))
 def test_every_family_can_be_quantized(family: str, tmp_path: Path) -> None:
     model = small_model(family)
     save_folder(tmp_path / "plain", model)
@@ -134,7 +144,7 @@ def test_experts_are_evaluated_and_dequantized(tmp_path: Path) -> None:
     assert read[0].perplexity == pytest.approx(plain[0].perplexity, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "gpt2", "stablelm", "mixtral"])
+@pytest.mark.parametrize("family", few_of(["gemma3", "gpt2", "stablelm", "mixtral"], ("gemma3", "mixtral")))
 def test_sensitivity_is_the_squared_gradient(family: str) -> None:
     model = small_model(family)
     tokens = tokens_of(10)
