@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anyprec_jax import Model, decoding
-from anyprec_jax.models import decoder, init_cache
+from anyprec_jax.models import decoder, init_cache, linear
 from anyprec_jax.sampling import Sampling, sample
 from benchmarks import decode_models
 from benchmarks.bandwidth import Bandwidth
@@ -183,14 +183,14 @@ def stubs(*, products: bool = False, attention: bool = False) -> Iterator[None]:
         column = jnp.mean(x, axis=-1, keepdims=True)
         return jax.lax.optimization_barrier(jnp.broadcast_to(column, (*x.shape[:-1], array.n)))
 
-    replaced: dict[str, Any] = {}
-    if products:
-        replaced |= {"matmul": product, "matmul_affine": product}
-    if attention:
-        replaced |= {"_cached_attention": lambda query, *_: query}
     jax.clear_caches()
     try:
-        with mock.patch.multiple(decoder, **replaced):
+        with contextlib.ExitStack() as replaced:
+            if products:
+                replaced.enter_context(mock.patch.object(linear, "matmul", product))
+                replaced.enter_context(mock.patch.object(decoder, "matmul_affine", product))
+            if attention:
+                replaced.enter_context(mock.patch.object(decoder, "cached_attention", lambda query, *_: query))
             yield
     finally:
         jax.clear_caches()
