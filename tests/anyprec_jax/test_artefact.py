@@ -291,7 +291,7 @@ def test_a_matrix_that_breaks_its_invariants_is_not_saved(artefact: Path, tmp_pa
     books = stack.codebooks | {5: stack.codebooks[5].at[0, 1, 2].set(jnp.inf)}
     broken = AnyPrecArray(stack.bitplanes, books, stack.seed_precision, stack.parent_precision, stack.k)
     params = model.params | {"layers": model.params["layers"] | {"o_proj": broken}}
-    with pytest.raises(ValueError, match="codebook 5 must be finite, but row 1 of matrix 0"):
+    with pytest.raises(ValueError, match="layers/o_proj of layer 0: codebook 5 must be finite, but row 1"):
         save(tmp_path / "broken", type(model)(config=model.config, params=params, tokenizer=None))
     assert list(tmp_path.iterdir()) == []
 

@@ -122,7 +122,7 @@ def test_a_quantized_model_and_its_arrays(folder: Path, capsys: pytest.CaptureFi
         (["--steps", "24"], "--steps should be from 1 to less than --length 24, got 24"),
         (["--length", "500"], "the model reads 256 tokens at most, got 500"),
         (["--M", "half"], "a count is a number"),
-        (["--precision", "3"], "not an any-precision artefact"),
+        (["--precision", "3"], "not an any-precision model"),
         (["--text", "/nowhere"], "/nowhere"),
     ],
 )
