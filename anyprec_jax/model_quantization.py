@@ -392,7 +392,7 @@ def _quantized(
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts)
     if joint is None:
         return quantize(weights, score, config)
-    return quantize_jointly(weights, score if np.any(score) else np.eye(len(score), dtype=np.float32), config, joint)
+    return quantize_jointly(weights, score, config, joint)
 
 
 def unrouted_experts(scores: dict[str, np.ndarray] | None) -> list[list[int]]:
