@@ -145,13 +145,14 @@ def compare(
     group = queries[0].shape[1]
     sort = jax.jit(jax.vmap(native_sort_keys))
     keys = jax.block_until_ready(sort(key))
-    calls = {"exact": jax.jit(per_query(lambda query, key, value, _: native_exact_attention(query, key, value)))}
+    calls = {"exact": jax.jit(per_query(lambda query, key, value, _: native_exact_attention(query, key, value), group))}
     for share in SHARES:
         calls[f"n/{share}"] = jax.jit(
             per_query(
                 lambda query, key, value, keys, share=share: native_attention(
                     query, key, value, keys, num_iterations=rows // share, threshold_percent=THRESHOLD_PERCENT
-                )
+                ),
+                group,
             )
         )
     turns = itertools.cycle(queries)
@@ -182,8 +183,13 @@ def compare(
     return {**found, **sorting}
 
 
-def per_query(attend: Callable[..., Any]) -> Callable[..., Any]:
-    """Of all heads, and of the queries that share a head's keys."""
+def per_query(attend: Callable[..., Any], group: int) -> Callable[..., Any]:
+    """Of all heads, and of the queries that share a head's keys: [heads, group, d].
+
+    A query alone is mapped once: of bfloat16 that is not mapped under a second `jax.vmap` XLA makes a copy for every call.
+    """
+    if group == 1:
+        return jax.vmap(lambda query, *shared: attend(query[0], *shared))
     return jax.vmap(jax.vmap(attend, (0, None, None, None)))
 
 

@@ -67,6 +67,8 @@ def native_attention(
       ValueError or jax.errors.JaxRuntimeError: when it runs, if sorted rows are out of range, or if this processor lacks `isa`.
       RuntimeError: if the native library is not there (`why_native_unavailable`).
 
+    Under `jax.vmap` keys that are not mapped are read in place; but of bfloat16 ones under two, XLA makes a copy for every call.
+
     O(M + d log d + n + C d + K dv) time. Every thread keeps 16 n + 24 M bytes until it ends.
     """
     check_shapes(query, key, value, sorted_keys=sorted_keys)
