@@ -20,7 +20,7 @@ BABI ?= .cache/babi/en-valid
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
+.PHONY: help demo docs test test-native test-all lint format bench bench-quantize bench-quality bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -42,6 +42,10 @@ test-native: $(VENV)/bench.installed  ## the C++ kernels alone, under AddressSan
 
 test-all: $(VENV)/test.installed  ## the test suite with the slow tests
 	$(BIN)/python -m pytest $(PYTEST_WORKERS) --durations=20 -m "not gpu"
+
+docs: $(VENV)/docs.installed  ## the documentation as a site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 parity: $(VENV)/parity.installed  ## install torch and transformers, so that `make test` compares with them too
 

@@ -1,8 +1,22 @@
 """Strict JAX for every test: no implicit rank promotion, no silent x64, derandomized property tests."""
 
+from collections.abc import Iterator
+
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("bandwise", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("bandwise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Programs here are tiny, and compiling them is most of the time: what is left out are optimizations.
+
+    In this process, and in those whose environment says so (`QUICK` of `ginex_jax/small_runs.py`).
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

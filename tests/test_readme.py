@@ -1,51 +1,95 @@
-"""The Python snippets of the README about graphs and attention run as they stand, one after the other, in an empty folder."""
+"""The README and the how-to pages do as they say: every Python snippet runs as it stands, every command has the flags it is shown with."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+NUMBER = r"[0-9.e+-]+"
 
 
-def snippets(package: str) -> list[str]:
-    """Those that import the package, in order."""
-    found = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    return [snippet for snippet in found if f"from {package} import" in snippet]
+def snippets(page: Path) -> list[str]:
+    """The Python of a page, in order."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_snippets_about_graphs_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def run(page: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What each snippet of a page prints, run one after the other in the current folder."""
     printed = []
-    for snippet in snippets("ginex_jax"):
-        exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
+    for snippet in snippets(ROOT / page):
+        exec(compile(snippet, page, "exec"), {"__name__": "page"})
         printed.append(capsys.readouterr().out)
-    sampled, loaded = printed
+    return printed
+
+
+@pytest.fixture
+def with_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder but for a text and two models of the names that pages use."""
+    from tests.anyprec_jax.tiny import TEXT, save_tiny_model
+
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(40 * TEXT, encoding="utf-8")
+    for name in ("model", "model.gguf"):
+        save_tiny_model(tmp_path / name)
+
+
+@pytest.mark.usefixtures("with_models")
+def test_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    model, graph, attention = run("README.md", capsys)
+    assert len(model.splitlines()) >= 2
+    assert len(graph.splitlines()) == 12  # four batches of 500 of 2,000 nodes, three times
+    assert re.match(r"\(\d+, 64\) \[\(\d+, 10\), \(500, 10\)\]", graph)
+    assert re.fullmatch(r"\d+ of 320 rows looked at, \d+ kept, error 0\.\d+\n", attention)
+
+
+def test_examples_of_the_readme_are_short() -> None:
+    assert [len(snippet.splitlines()) <= 15 for snippet in snippets(ROOT / "README.md")] == [True] * 3
+
+
+@pytest.mark.usefixtures("with_models")
+def test_quantizing_and_serving(capsys: pytest.CaptureFixture[str]) -> None:
+    model, matrix = run("docs/howto/quantize.md", capsys)
+    assert [line.split()[0] for line in model.splitlines()] == ["reference", "3", "4", "5", "6", "7", "8"]
+    errors = [float(line.split()[1]) for line in matrix.splitlines()]
+    assert errors == sorted(errors, reverse=True)
+    text, logits, mixed = run("docs/howto/serve.md", capsys)
+    assert text
+    assert logits == "(1, 19, 260)\n"  # a token for every byte
+    assert re.fullmatch(rf"\(3, 512\) {NUMBER}\n", mixed)
+
+
+def test_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    sampled, loaded = run("docs/howto/graph.md", capsys)
     assert re.match(r"\(\d+, 64\) \[\(\d+, 10\), \(500, 10\)\]", sampled)
     assert re.match(r"\d+% of the rows were in the cache MemorySplit", loaded)
 
 
-def test_the_snippet_about_attention_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (snippet,) = snippets("a3_jax")
-    exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
-    assert re.fullmatch(
-        r"\d+ of 320 rows looked at, \d+ kept, error 0\.\d+\n\d+ \d+ \(64,\)\n", capsys.readouterr().out
-    )
+def test_an_accelerator(capsys: pytest.CaptureFixture[str]) -> None:
+    (printed,) = run("docs/howto/accelerator.md", capsys)
+    assert re.fullmatch(r"\d+ of 320 rows looked at, \d+ kept, error 0\.\d+\n\d+ \d+ \(64,\)\n", printed)
 
 
-def test_flags_of_the_commands_exist() -> None:
-    """Every `ginex` line names a command and flags that there are."""
-    import typer.main
-
-    from ginex_jax.cli.app import app
-
-    lines = re.findall(r"^ginex (.*?)(?:\s{2,}#.*)?$", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(lines) > 8
+@pytest.mark.parametrize("package", ["anyprec", "ginex", "a3"])
+def test_flags_of_the_commands_exist(package: str) -> None:
+    """Every line that starts with a command names a subcommand and flags that there are."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    lines = re.findall(rf"^{package} (.*?)(?:\s{{2,}}#.*)?$", text, re.MULTILINE)
+    assert len(lines) > 4
     for line in lines:
-        command, words = typer.main.get_command(app), line.split()
+        command, words = _command(package), line.split()
         while words and words[0] in getattr(command, "commands", {}):
-            command = command.commands[words.pop(0)]  # pyright: ignore[reportAttributeAccessIssue]
+            command = command.commands[words.pop(0)]
         flags = {flag for parameter in command.params for flag in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= flags, line
+
+
+def _command(package: str) -> Any:
+    import importlib
+
+    import typer.main
+
+    return typer.main.get_command(importlib.import_module(f"{package}_jax.cli.app").app)

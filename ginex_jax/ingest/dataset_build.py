@@ -79,8 +79,16 @@ class IngestReport(NamedTuple):
     skipped_rows: int
 
 
-def build_dataset(out: str | Path, source: Source, options: IngestOptions, *, progress: Progress) -> IngestReport:
+def build_dataset(
+    out: str | Path,
+    source: Source,
+    options: IngestOptions | None = None,
+    *,
+    progress: Progress = lambda phase, done, total: None,
+) -> IngestReport:
     """Writes the dataset `out`, whole or not at all.
+
+    Without options they are the defaults of `IngestOptions`.
 
     Peak memory is `options.memory_bytes` beside the libraries, and 24 bytes a node where nodes are reordered or ids mapped.
 
@@ -89,7 +97,7 @@ def build_dataset(out: str | Path, source: Source, options: IngestOptions, *, pr
       ValueError: the input is bad; file, row and value are named.
       OSError: a file cannot be read, or the disk is too small.
     """
-    out = Path(out)
+    out, options = Path(out), IngestOptions() if options is None else options
     require_free(out)
     require_room(out, _disk_bytes(source, options))
     with published(out) as folder, Assembly(folder, progress) as assembly:

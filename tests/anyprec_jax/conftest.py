@@ -10,11 +10,3 @@ import pytest
 def strict_dtype_promotion() -> Iterator[None]:
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """For tests that compile many tiny programs, of which compiling is most of the time: what is left out are optimizations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -27,7 +27,6 @@ from anyprec_jax.quantization import quantize_jointly
 from anyprec_jax.sensitivity import mean_nll, sequence_accumulator, zeros
 from tests.anyprec_jax.tiny import TEXT, byte_tokenizer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = QuantizeConfig(seed_precision=3, parent_precision=8)
 _GEMMA = {
     "window": 5,

@@ -278,7 +278,6 @@ def test_every_family_with_such_files_is_here() -> None:
     assert {name.split()[0] for name in CASES} == with_files
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", CASES)
 def test_logits(name: str, tmp_path: Path) -> None:
     case = CASES[name]

@@ -63,7 +63,6 @@ def test_every_family_is_here() -> None:
     assert {model.family for model in MODELS.values()} == set(FAMILIES)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", MODELS)
 def test_logits(name: str, tmp_path: Path) -> None:
     """Whole texts, step by step after a prefix, and greedy; and a folder of ours, which `transformers` reads to the same model."""
@@ -95,7 +94,6 @@ def test_logits(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(their_logits(back, tokens), expected)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.wrong])
 def test_every_setting_matters(name: str, tmp_path: Path) -> None:
     """With any one of the settings that the model has and Llama has not taken away, the logits are others.
