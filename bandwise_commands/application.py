@@ -3,13 +3,44 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from bandwise_commands.errors import INTERRUPTED, USER_ERROR, messages
 from bandwise_commands.interrupts import remember_interrupts
+
+
+def application(name: str, description: str) -> typer.Typer:
+    """An application without commands so far, with what all of them have: help at `-h` and without arguments, `--version`."""
+    app = typer.Typer(
+        name=name,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(help=description)(_options)
+    return app
+
+
+def _print_version(asked: bool) -> None:
+    if not asked:
+        return
+    try:
+        typer.echo(f"bandwise {version('bandwise')}")
+    except PackageNotFoundError:
+        typer.echo("bandwise, not installed but run from its sources")
+    raise typer.Exit
+
+
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """What may stand before a command."""
 
 
 def run_application(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:

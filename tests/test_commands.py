@@ -1,6 +1,7 @@
 """The installed commands end quietly at Ctrl-C, also while their packages are imported."""
 
 import importlib
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import typer
+
+from bandwise_commands import application
+from bandwise_commands.application import run_application
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,3 +61,19 @@ def test_ctrl_c_before_a_command_began(package, monkeypatch, capsys):
     monkeypatch.setattr(module, "app", app)
     assert module.main(["--help"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("package", ["anyprec_jax.cli.app", "ginex_jax.cli.app", "a3_jax.cli.app"])
+def test_version(package, monkeypatch, capsys):
+    monkeypatch.setattr(application, "version", {"bandwise": "1.2.3"}.get)
+    assert importlib.import_module(package).main(["--version"]) == 0
+    assert capsys.readouterr().out == "bandwise 1.2.3\n"
+
+
+def test_version_of_sources(monkeypatch, capsys):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(application, "version", version)
+    assert run_application(application.application("command", "What it does."), "command", ["--version"]) == 0
+    assert "not installed" in capsys.readouterr().out

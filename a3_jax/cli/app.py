@@ -3,22 +3,14 @@
 from collections.abc import Sequence
 from typing import NoReturn
 
-import typer
-
 from a3_jax.cli.evaluation import cost
 from a3_jax.cli.reproduction import reproduce
 from a3_jax.cli.simulation import simulate_command
 from a3_jax.cli.sweep import sweep
 from a3_jax.cli.workload_evaluation import evaluate
-from bandwise_commands.application import end_process, run_application
+from bandwise_commands.application import application, end_process, run_application
 
-app = typer.Typer(
-    name="a3",
-    help="What A3, an accelerator of approximate attention, costs: cycles, joules, area.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = application("a3", "What A3, an accelerator of approximate attention, costs: cycles, joules, area.")
 app.command(epilog="Example: a3 cost --n 320 --M 160 --C 65.6 --K 15.7")(cost)
 app.command("simulate", epilog="Example: a3 simulate --random 1000 --n 320 --M n/2 --T 5 --csv queries.csv")(
     simulate_command

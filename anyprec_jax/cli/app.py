@@ -4,22 +4,14 @@ import logging
 from collections.abc import Sequence
 from typing import NoReturn
 
-import typer
-
 from anyprec_jax.cli.evaluate import evaluate
 from anyprec_jax.cli.export import export
 from anyprec_jax.cli.generate import generate
 from anyprec_jax.cli.inspect import inspect
 from anyprec_jax.cli.quantize import quantize
-from bandwise_commands.application import end_process, run_application
+from bandwise_commands.application import application, end_process, run_application
 
-app = typer.Typer(
-    name="anyprec",
-    help="Quantize a language model once; read it at 3, 4, 5, 6, 7 or 8 bits from the same files.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = application("anyprec", "Quantize a language model once; read it at 3, 4, 5, 6, 7 or 8 bits from the same files.")
 app.command(epilog="Example: anyprec quantize SmolLM2.gguf smollm2-anyprec --calibration speeches.txt")(quantize)
 app.command(epilog="Example: anyprec inspect smollm2-anyprec")(inspect)
 app.command(epilog="Example: anyprec evaluate smollm2-anyprec --text held-out.txt --precision 3 --precision 4")(

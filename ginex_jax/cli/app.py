@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bandwise_commands.application import end_process, run_application
+from bandwise_commands.application import application, end_process, run_application
 from bandwise_commands.errors import messages, reporting_errors
 from ginex_jax.cli.bench import bench
 from ginex_jax.cli.byte_sizes import parse_bytes
@@ -19,13 +19,7 @@ from ginex_jax.cli.plan import plan
 from ginex_jax.cli.progress import progress_reports
 from ginex_jax.cli.train import train
 
-app = typer.Typer(
-    name="ginex",
-    help="Put graphs larger than memory on disk, for graph neural networks to be trained from there.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = application("ginex", "Put graphs larger than memory on disk, for graph neural networks to be trained from there.")
 generate = typer.Typer(help="Make a synthetic graph.", no_args_is_help=True)
 app.add_typer(generate, name="generate")
 app.command(epilog="Example: ginex train graph --model sage --fanouts 10,10 --epochs 3 --out run")(train)
