@@ -51,11 +51,8 @@ def run_application(app: typer.Typer, name: str, arguments: Sequence[str] | None
         messages.print("interrupted", markup=False)
         return INTERRUPTED
     except TyperException as error:
-        message = error.format_message()
-        # Without any argument the message is the help.
-        messages.print(
-            message if "\n" in message else f"error: {message.rstrip('.')} (see {name} --help)", markup=False
-        )
+        if message := error.format_message():  # there is none where no argument was given and the help was printed
+            messages.print(f"error: {message.rstrip('.')} (see {name} --help)", markup=False)
         return USER_ERROR
 
 

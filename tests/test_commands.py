@@ -77,3 +77,11 @@ def test_version_of_sources(monkeypatch, capsys):
     monkeypatch.setattr(application, "version", version)
     assert run_application(application.application("command", "What it does."), "command", ["--version"]) == 0
     assert "not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["anyprec", "ginex", "a3"])
+def test_without_arguments_the_help_is_shown(command):
+    program = f"import bandwise_commands; bandwise_commands.{command}()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Usage" in done.stdout + done.stderr and "error" not in done.stdout + done.stderr

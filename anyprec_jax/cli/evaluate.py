@@ -35,6 +35,8 @@ def evaluate(
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"--max-tokens must be at least 2, got {max_tokens}: scoring needs at least 2 tokens")
     tokens = np.asarray(subject.tokenizer.encode(read_text(text), special_tokens=False), np.int32)[:max_tokens]
+    if len(tokens) < 2:
+        raise ValueError(f"{text} has {len(tokens)} tokens, and scoring needs at least 2: give a longer text")
     baseline = None if reference is None else load(reference)
     with progress_bars(messages) as progress:
         results = evaluation.evaluate(
