@@ -84,4 +84,4 @@ def test_without_arguments_the_help_is_shown(command):
     program = f"import bandwise_commands; bandwise_commands.{command}()"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "Usage" in done.stdout + done.stderr and "error" not in done.stdout + done.stderr
+    assert "Usage" in done.stdout + done.stderr and "error:" not in done.stdout + done.stderr
