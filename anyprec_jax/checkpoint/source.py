@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8, UInt32
+from jaxtyping import Float32, Shaped
 
 from anyprec_jax import affine
 from anyprec_jax.affine import AffineArray
 from anyprec_jax.array import AnyPrecArray, Matrix
+from anyprec_jax.bitplanes import row_codes
 from anyprec_jax.checkpoint.manifest import AFFINE_KIND, CODEBOOK_KIND, MatrixEntry, common_precisions
 from anyprec_jax.layout import natural
 from anyprec_jax.models.config import ModelConfig
@@ -160,14 +161,6 @@ def dequantized_matrix(matrix: AnyPrecArray, *, precision: int, dtype: np.dtype)
             codes = row_codes(np.asarray(planes[:, rows]), k)
             result[(*index, rows)] = np.take_along_axis(book[rows], codes.astype(np.intp), axis=1)
     return result
-
-
-def row_codes(planes: UInt32[np.ndarray, "w rows words"], k: int) -> UInt8[np.ndarray, "rows k"]:
-    """The codes of some rows, of as many bits as there are planes."""
-    codes = np.zeros((planes.shape[1], k), np.uint8)
-    for plane in np.ascontiguousarray(planes, "<u4").view(np.uint8):
-        codes = (codes << 1) | np.unpackbits(plane, axis=-1, count=k, bitorder="little")
-    return codes
 
 
 def dequantized_rows(array: AffineArray, *, dtype: np.dtype) -> Shaped[np.ndarray, "n k"]:
