@@ -25,7 +25,9 @@ from jaxtyping import Array, Float16, Float32, Shaped
 
 from anyprec_jax.config import MAX_PRECISION
 
-LAST_PAIRED = 6  # bits: up to here both children of an entry have places of their own, above one of them is where its parent is
+LAST_PAIRED = (
+    6  # bits: up to here both children of an entry have places of their own, above one of them is where its parent is
+)
 # How far apart two children are, in units of a row's scale: steps that grow from 1 to 28 %, of which the nearest is within an eighth.
 SPANS = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 32], np.uint8)
 # Their parent lies place / PARTS of the span to the right of the left child, -2 / 11 to 13 / 11: where one child has most of the cluster,
@@ -58,7 +60,9 @@ class CompactCodebooks(Mapping[int, jax.Array]):
 
     entries: dict[int, jax.Array]  # w -> uint8
     scales: dict[int, jax.Array]  # w -> float16
-    readable: tuple[int, ...]  # precisions, ascending; those below that are not are there because others are decoded from them
+    readable: tuple[
+        int, ...
+    ]  # precisions, ascending; those below that are not are there because others are decoded from them
 
     def __getitem__(self, precision: int) -> Float16[Array, "*lead n entries"]:
         if precision not in self.readable:
@@ -86,6 +90,15 @@ def leaf_shapes(seed: int, parent: int, n: int) -> dict[str, tuple[int, ...]]:
             shapes[f"entries/{w}"] = (n, 2 ** (w - 1) // 8)
         shapes[f"scales/{w}"] = (n, 1 if w <= first_step else 2)
     return shapes
+
+
+def codebooks_of(leaves: Mapping[str, Any], readable: tuple[int, ...]) -> CompactCodebooks:
+    """Leaves by name, as `leaf_shapes` has them, put together."""
+    parts = {
+        part: {int(name.rpartition("/")[2]): leaf for name, leaf in leaves.items() if name.startswith(f"{part}/")}
+        for part in ("entries", "scales")
+    }
+    return CompactCodebooks(parts["entries"], parts["scales"], readable)
 
 
 def row_bytes(seed: int, parent: int) -> int:

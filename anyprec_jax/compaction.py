@@ -22,6 +22,7 @@ from anyprec_jax.compact_codebooks import (
     SPAN_UNITS,
     SPANS,
     CompactCodebooks,
+    codebooks_of,
     leaf_shapes,
     pair_differences,
     paired_children,
@@ -89,15 +90,6 @@ def compact(array: Matrix) -> AnyPrecArray:
     return dataclasses.replace(array, bitplanes=jax.device_put(planes), codebooks=jax.device_put(codebooks))
 
 
-def codebooks_of(leaves: dict[str, np.ndarray], readable: tuple[int, ...]) -> CompactCodebooks:
-    """Leaves by name, as `leaf_shapes` has them, put together."""
-    parts = {
-        part: {int(name.rpartition("/")[2]): leaf for name, leaf in leaves.items() if name.startswith(f"{part}/")}
-        for part in ("entries", "scales")
-    }
-    return CompactCodebooks(**parts, readable=readable)  # pyright: ignore[reportArgumentType]
-
-
 def _compact_matrix(
     planes: UInt32[np.ndarray, "parent n words"],
     books: dict[int, Float16[np.ndarray, "n _"]],
@@ -123,7 +115,9 @@ def _population(codes: UInt8[np.ndarray, "rows k"], entries: int) -> Float32[np.
     return np.bincount(cells.ravel(), minlength=len(codes) * entries).reshape(-1, entries).astype(np.float32)
 
 
-def _compact_rows(rows: _Rows, seed: int, parent: int, leaves: dict[str, np.ndarray]) -> UInt8[np.ndarray, "rows leaves"]:
+def _compact_rows(
+    rows: _Rows, seed: int, parent: int, leaves: dict[str, np.ndarray]
+) -> UInt8[np.ndarray, "rows leaves"]:
     """Fills `leaves`; returns the new code of every code of the finest precision."""
     last_kept = max(seed, min(LAST_PAIRED, parent))
     book = _fill_seed(rows, seed, leaves)
@@ -162,7 +156,9 @@ def _fill_pairs(
     """Spans and places at the scale, of a few, that leaves the least squared error."""
     pairs = _Pairs.of(rows.books[w], parents, rows.population_at(w))
     widest = np.maximum(pairs.likely_span().max(axis=1, keepdims=True), 0)
-    scales = [to_float16(widest * np.float32(clip * SPAN_UNITS / (PARTS * float(SPANS[-1]))), np) for clip in _SPAN_CLIPS]
+    scales = [
+        to_float16(widest * np.float32(clip * SPAN_UNITS / (PARTS * float(SPANS[-1]))), np) for clip in _SPAN_CLIPS
+    ]
     errors = [pairs.fit(scale, near=True)[1].sum(axis=1) for scale in scales]
     scale = np.take_along_axis(np.stack(scales), np.argmin(errors, axis=0)[None, :, None], axis=0)[0]
     entries, _ = pairs.fit(scale, near=False)
