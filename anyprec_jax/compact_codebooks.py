@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float16, Float32, Shaped
+from jaxtyping import Array, Float16
 
 from anyprec_jax.config import MAX_PRECISION
 
@@ -42,7 +42,7 @@ _SEED_SCALES = 2  # scale, offset
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("entries", "scales"), meta_fields=("readable",))
 @dataclasses.dataclass(frozen=True, eq=False)
 @typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation puts there
-class CompactCodebooks(Mapping[int, jax.Array]):
+class CompactCodebooks(Mapping[int, Any]):  # not `jax.Array`: who checks that at run time decodes a codebook for it
     """The codebooks of a matrix or a stack, read like the dict of float16 codebooks that it stands for: `codebooks[w]` is decoded anew.
 
     `scales` and `entries` have one item for every precision from the seed on, but for the second one after `LAST_PAIRED` or the seed,
@@ -54,8 +54,9 @@ class CompactCodebooks(Mapping[int, jax.Array]):
       * the next: `entries` [n, p / 8], bit i of byte j is 1 where the step of parent 8 j + i is negative; `scales` [n, 1].
       * the one after: `scales` [n, 2], for parents of even and of odd code.
 
-    A step is the factor times the difference of the parent's code pair (odd minus even); it makes the child of odd code, and the one of even
-    code is its parent. `compaction.compact` makes them. Leaves may be NumPy arrays, JAX arrays or shapes, with any leading axes.
+    A step is the factor times the difference of the parent's pair of siblings (odd code minus even); it makes the child of odd code, and
+    the one of even code is its parent. `compaction.compact` makes them. Leaves may be NumPy arrays, JAX arrays or shapes, with any
+    leading axes.
     """
 
     entries: dict[int, jax.Array]  # w -> uint8

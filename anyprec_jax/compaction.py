@@ -1,8 +1,8 @@
 """Float16 codebooks to compact ones (`compact_codebooks`), from a quantized matrix alone: no weights and no calibration are needed.
 
 Everything is weighed by how many weights of the row read an entry; what no weight reads does not count. Up to 6 bits codes stay as they
-are. Above, where one child of every entry is that entry itself, the bits are chosen anew: every weight goes to the child that is nearer to what
-the finest precision made of it. So each precision above 6 is at least as near to that, weight by weight, as the one below it.
+are. Above, where one child of every entry is that entry itself, the bits are chosen anew: every weight goes to the child that is nearer to
+what the finest precision made of it. So each precision above 6 is at least as near to that, weight by weight, as the one below it.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ from anyprec_jax.compact_codebooks import (
     CompactCodebooks,
     codebooks_of,
     leaf_shapes,
-    pair_differences,
     paired_children,
     step_children,
     step_factors,

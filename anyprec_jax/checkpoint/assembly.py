@@ -140,7 +140,7 @@ def _stacked_planes(leaves: dict[str, np.ndarray], parts: Sequence[str], planes:
 
 def _joined_codebooks(
     leaves: dict[str, np.ndarray], parts: Sequence[str], matrix: MatrixEntry, wanted: Sequence[int]
-) -> Mapping[int, jax.Array]:
+) -> Mapping[int, Any]:
     """Those of all parts, row below row.
 
     Raises:

@@ -1,8 +1,8 @@
 """Orbax folders: `manifest.json`, `config.json`, tokenizer files and an Orbax checkpoint.
 
 The native artefact is one, with each any-precision matrix spelt out as one leaf per plane and one per codebook (two, of compact ones), so
-that a reader of w bits touches w planes only; a plain model is one without such matrices. Any JAX project restores either with Orbax alone. It holds the
-linears one by one; in memory those that read the same input are fused.
+that a reader of w bits touches w planes only; a plain model is one without such matrices. Any JAX project restores either with Orbax
+alone. It holds the linears one by one; in memory those that read the same input are fused.
 """
 
 import functools

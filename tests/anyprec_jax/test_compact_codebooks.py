@@ -21,7 +21,7 @@ def random_leaves(seed: int, parent: int, *, lead: tuple[int, ...] = (), scale: 
     return {
         name: rng.integers(0, 256, (*lead, *shape), np.uint8)
         if name.startswith("entries")
-        else (scale * rng.standard_normal((*lead, *shape))).astype(np.float16)
+        else np.clip(scale * rng.standard_normal((*lead, *shape)), -65504, 65504).astype(np.float16)
         for name, shape in leaf_shapes(seed, parent, N).items()
     }
 

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import hypothesis
 import jax
@@ -63,7 +64,7 @@ def test_any_precisions(seed: int, parent: int) -> None:
     assert compact(small) is small
 
 
-@hypothesis.settings(max_examples=30)
+@hypothesis.settings(max_examples=20)
 @hypothesis.given(
     st.integers(0, 2**32 - 1), st.sampled_from([(3, 8), (2, 8), (5, 7), (7, 8)]), st.integers(1, 70), st.booleans()
 )
@@ -79,7 +80,7 @@ def test_no_precision_above_6_is_worse_than_the_one_below_for_any_weight(
     array = array_of(rng.integers(0, 2**parent, (2, k), np.uint8), books)
     small, wanted = compact(array), read_at(array, parent).astype(np.float64)
     errors = [np.abs(read_at(small, w) - wanted) for w in range(max(6, seed), parent + 1)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert (fine <= coarse).all()
 
 
@@ -124,8 +125,8 @@ def test_entries_of_pairs_are_the_best_there_are() -> None:
 def test_errors_do_not_add_up() -> None:
     """Each precision's entries are as far off as its own spans and places are coarse, whatever those below have lost.
 
-    Where both children are read equally often, the nearest span S' to a span S and the nearest place leave at most
-    |S' - S| / 2 + S' / 22 for the root mean square of both, if the parent lies where places reach.
+    Where both children are read equally often: the nearest span S' to a span S is off by |S' - S| / 2 at either child; places move both
+    together, in steps of S' / 11, up to 15 / 22 of S' to either side.
     """
     n = 3
     leaves = np.sort(np.random.default_rng(0).standard_normal((n, 64)), axis=1)
@@ -138,11 +139,10 @@ def test_errors_do_not_add_up() -> None:
         widths = wanted[..., 1] - wanted[..., 0]
         spans = 11 * np.array(oracles_compact.SPANS) * np.asarray(small.codebooks.scales[w], np.float64) / 64
         nearest = np.take_along_axis(spans, np.abs(spans[:, None] - widths[..., None]).argmin(-1), axis=1)
-        place = (parents - wanted[..., 0]) / np.maximum(widths, 1e-9)
-        reached = (place > -2 / 11) & (place < 13 / 11)
+        beyond = np.maximum(0, np.abs(wanted.mean(axis=-1) - parents) - nearest * 15 / 22)
         off = np.sqrt(((found - wanted) ** 2).mean(axis=-1))
-        assert reached.mean() > 0.9
-        assert (off <= np.abs(nearest - widths) / 2 + nearest / 22 + 2.0**-10 * 4)[reached].all()
+        rounding = 2.0**-11 * np.abs(wanted).max()  # to float16
+        assert (off <= np.hypot((nearest - widths) / 2, nearest / 22 + beyond) + rounding).all()
 
 
 def test_what_no_weight_reads_does_not_count() -> None:
@@ -198,7 +198,7 @@ def test_a_missing_codebook_is_refused() -> None:
 
 
 def test_quantized_rows_lose_little() -> None:
-    """Heavy-tailed rows as wide as a small model's: at most a tenth of the squared error more up to 6 bits, and less at 7 and 8 than at 6."""
+    """Heavy-tailed rows as wide as a small model's: at most a tenth of the squared error more up to 6 bits, less at 7 and 8."""
     weights = np.random.default_rng(0).standard_t(5, (24, 576)).astype(np.float32) * 0.05
     array = jax.tree.map(np.asarray, quantize(weights, np.ones_like(weights), QuantizeConfig()))
     small = compact(array)
