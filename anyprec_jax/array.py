@@ -103,7 +103,7 @@ class PreparedArray:
 
 
 Matrix: TypeAlias = AnyPrecArray | PreparedArray
-SomeMatrix = TypeVar("SomeMatrix", AnyPrecArray, PreparedArray)
+SomeMatrix = TypeVar("SomeMatrix", bound=Matrix)
 
 
 def check_precision(array: Matrix, precision: int) -> None:

@@ -65,7 +65,7 @@ class CompactCodebooks(Mapping[int, Any]):  # not `jax.Array`: who checks that a
         int, ...
     ]  # precisions, ascending; those below that are not are there because others are decoded from them
 
-    def __getitem__(self, precision: int) -> Float16[Array, "*lead n entries"]:
+    def __getitem__(self, precision: int) -> Float16[Array | np.ndarray, "*lead n entries"]:
         if precision not in self.readable:
             raise KeyError(precision)
         return decode(self, precision)

@@ -36,8 +36,8 @@ _ROWS_AT_ONCE = 512  # of which what is worked on, 256 numbers a row, stays in a
 # Clipping what few entries need makes the steps finer that all others are rounded to.
 _SPAN_CLIPS = (1.0, 0.84, 0.7, 0.6, 0.5, 0.4)
 # A step is meant to reach the middle of what lies on one side of the parent: a quarter of the distance to its sibling, if all is even.
-_FACTORS = np.float16(0.8 * 0.8 ** np.arange(9))
-_SIGNED_FACTORS = np.float16([-1.2, -1.0, -0.8, -0.65, -0.5, -0.4, -0.3, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.2])
+_FACTORS = np.array(0.8 * 0.8 ** np.arange(9), np.float16)
+_SIGNED_FACTORS = np.array([-1.2, -1.0, -0.8, -0.65, -0.5, -0.4, -0.3, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.2], np.float16)
 
 
 class _Rows(NamedTuple):
