@@ -3,6 +3,7 @@
     precisions      stored for one row                                        a centroid is
     seed            a byte for each entry; scale and offset                   offset + scale * byte
     up to 6         a byte for each parent: span and place; one scale         left or right of its parent, together `span` apart
+    6               one more bit for each parent: a finer span                the same
     the next        a bit for each parent; one factor                         its parent, or a step from it
     the one after   nothing; two factors                                      its parent, or a step from it
 
@@ -28,12 +29,12 @@ from anyprec_jax.config import MAX_PRECISION
 LAST_PAIRED = (
     6  # bits: up to here both children of an entry have places of their own, above one of them is where its parent is
 )
-# How far apart two children are, in units of a row's scale: steps that grow from 1 to 28 %, of which the nearest is within an eighth.
-SPANS = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 32], np.uint8)
+# How far apart two children are, in units of a row's scale: steps that grow from 1 to 14 %. Four bits choose among every other one.
+SPANS = np.array([*range(21), 22, 24, 27, 30, 35, 40, 45, 50, 57, 64, 73], np.uint8)
 # Their parent lies place / PARTS of the span to the right of the left child, -2 / 11 to 13 / 11: where one child has most of the cluster,
 # the parent is close to it, and rounding may have left it outside.
 PARTS, FIRST_PLACE = 11, -2
-SPAN_UNITS = 64.0  # scales of spans and of bytes are stored so many times too large: float16 has few digits below 6e-5
+SPAN_UNITS = 128.0  # scales of spans and of bytes are stored so many times too large: float16 has few digits below 6e-5
 BYTE_UNITS = 128.0
 _LARGEST = 65504.0  # of float16
 _SEED_SCALES = 2  # scale, offset
@@ -49,8 +50,9 @@ class CompactCodebooks(Mapping[int, Any]):  # not `jax.Array`: who checks that a
     whichever is larger: that one has no entries. With p = 2**(w - 1) parents:
 
       * seed: `entries` [n, 2**w], `scales` [n, 2], BYTE_UNITS times the scale and the offset.
-      * up to LAST_PAIRED: `entries` [n, p], the number of the span in the upper four bits and the place in the lower four;
-        `scales` [n, 1], SPAN_UNITS times the unit of spans.
+      * up to LAST_PAIRED: `entries` [n, p], half the number of the span in the upper four bits and the place in the lower four;
+        `scales` [n, 1], SPAN_UNITS times the unit of spans. Of LAST_PAIRED itself [n, p + p / 8]: bit i of byte p + j is 1 where the
+        number of the span of parent 8 j + i is odd.
       * the next: `entries` [n, p / 8], bit i of byte j is 1 where the step of parent 8 j + i is negative; `scales` [n, 1].
       * the one after: `scales` [n, 2], for parents of even and of odd code.
 
@@ -86,7 +88,7 @@ def leaf_shapes(seed: int, parent: int, n: int) -> dict[str, tuple[int, ...]]:
     first_step = max(seed, LAST_PAIRED) + 1
     for w in range(seed + 1, parent + 1):
         if w < first_step:
-            shapes[f"entries/{w}"] = (n, 2 ** (w - 1))
+            shapes[f"entries/{w}"] = (n, 2 ** (w - 1) + (2 ** (w - 1) // 8 if w == LAST_PAIRED else 0))
         elif w == first_step:
             shapes[f"entries/{w}"] = (n, 2 ** (w - 1) // 8)
         shapes[f"scales/{w}"] = (n, 1 if w <= first_step else 2)
@@ -103,7 +105,7 @@ def codebooks_of(leaves: Mapping[str, Any], readable: tuple[int, ...]) -> Compac
 
 
 def row_bytes(seed: int, parent: int) -> int:
-    """Of the codebooks of one row: 88 for 3 to 8 bits, where float16 takes 1,008."""
+    """Of the codebooks of one row: 92 for 3 to 8 bits, where float16 takes 1,008."""
     shapes = leaf_shapes(seed, parent, 1)
     return sum(math.prod(shape) * (2 if name.startswith("scales") else 1) for name, shape in shapes.items())
 
@@ -138,18 +140,27 @@ def _decode(codebooks: CompactCodebooks, precision: int, xp: ModuleType) -> Any:
 
 def paired_children(book: Any, entries: Any, scales: Any, xp: ModuleType) -> Any:
     """Children of `book` [*lead, n, p] by `entries`, whose span and place are multiplied by `scales` float32 [*lead, n, 1]."""
-    unit = xp.asarray(SPANS)[entries >> 4].astype(np.float32) * (scales / np.float32(SPAN_UNITS))
-    place = (entries & 15).astype(np.float32) + np.float32(FIRST_PLACE)
+    parents = book.shape[-1]
+    pairs, number = entries[..., :parents], entries[..., :parents] >> 4 << 1
+    if entries.shape[-1] > parents:
+        number = number + unpacked_bits(entries[..., parents:], xp)
+    unit = xp.asarray(SPANS)[number].astype(np.float32) * (scales / np.float32(SPAN_UNITS))
+    place = (pairs & 15).astype(np.float32) + np.float32(FIRST_PLACE)
     offsets = xp.stack([-place * unit, (np.float32(PARTS) - place) * unit], axis=-1)
     return to_float16(book.astype(np.float32)[..., None] + offsets, xp).reshape(*book.shape[:-1], -1)
+
+
+def unpacked_bits(packed: Any, xp: ModuleType) -> Any:
+    """uint8 [*lead, n, 8 * bytes] of uint8 [*lead, n, bytes], the least significant bit of a byte first."""
+    bits = (packed[..., None] >> xp.arange(8, dtype=np.uint8).reshape((1,) * packed.ndim + (8,))) & 1
+    return bits.reshape(*packed.shape[:-1], -1)
 
 
 def step_factors(signs: Any, scales: Any, xp: ModuleType) -> Any:
     """What each parent's step is multiplied by, float32 [*lead, n, 1 or pairs, 1 or 2]: `scales`, where there are no signs."""
     if signs is None:
         return scales[..., None, :]
-    bits = (signs[..., None] >> xp.arange(8, dtype=np.uint8).reshape((1,) * signs.ndim + (8,))) & 1
-    sign = (1 - 2 * bits.astype(np.float32)).reshape(*signs.shape[:-1], -1, 2)
+    sign = (1 - 2 * unpacked_bits(signs, xp).astype(np.float32)).reshape(*signs.shape[:-1], -1, 2)
     return scales[..., None] * sign
 
 

@@ -35,6 +35,7 @@ from anyprec_jax.row_threads import for_rows
 _ROWS_AT_ONCE = 512  # of which what is worked on, 256 numbers a row, stays in a processor's cache
 # Clipping what few entries need makes the steps finer that all others are rounded to.
 _SPAN_CLIPS = (1.0, 0.84, 0.7, 0.6, 0.5, 0.4)
+_EVEN = slice(None, None, 2)
 # A step is meant to reach the middle of what lies on one side of the parent: a quarter of the distance to its sibling, if all is even.
 _FACTORS = np.array(0.8 * 0.8 ** np.arange(9), np.float16)
 _SIGNED_FACTORS = np.array([-1.2, -1.0, -0.8, -0.65, -0.5, -0.4, -0.3, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.2], np.float16)
@@ -153,14 +154,18 @@ def _fill_pairs(
     rows: _Rows, parents: Float16[np.ndarray, "rows parents"], w: int, leaves: dict[str, np.ndarray]
 ) -> Float16[np.ndarray, "rows entries"]:
     """Spans and places at the scale, of a few, that leaves the least squared error."""
-    pairs = _Pairs.of(rows.books[w], parents, rows.population_at(w))
+    pairs = _Pairs.of(rows.books[w], parents, rows.population_at(w), SPANS if w == LAST_PAIRED else SPANS[_EVEN])
     widest = np.maximum(pairs.likely_span().max(axis=1, keepdims=True), 0)
-    scales = [
-        to_float16(widest * np.float32(clip * SPAN_UNITS / (PARTS * float(SPANS[-1]))), np) for clip in _SPAN_CLIPS
-    ]
-    errors = [pairs.fit(scale, near=True)[1].sum(axis=1) for scale in scales]
+    longest = PARTS * float(pairs.spans[-1])
+    scales = [to_float16(widest * np.float32(clip * SPAN_UNITS / longest), np) for clip in _SPAN_CLIPS]
+    errors = [pairs.fit(scale, near=True)[-1].sum(axis=1) for scale in scales]
     scale = np.take_along_axis(np.stack(scales), np.argmin(errors, axis=0)[None, :, None], axis=0)[0]
-    entries, _ = pairs.fit(scale, near=False)
+    number, place, _ = pairs.fit(scale, near=False)
+    if w == LAST_PAIRED:
+        bits = np.packbits(number & 1, axis=1, bitorder="little")
+        entries = np.concatenate([number >> 1 << 4 | place, bits], axis=1)
+    else:
+        entries = number << 4 | place
     leaves[f"entries/{w}"][...] = entries
     leaves[f"scales/{w}"][...] = scale
     return paired_children(parents, entries, scale.astype(np.float32), np)
@@ -173,11 +178,12 @@ class _Pairs(NamedTuple):
     right: Float32[np.ndarray, "rows parents"]
     left_weight: Float32[np.ndarray, "rows parents"]
     right_weight: Float32[np.ndarray, "rows parents"]
+    spans: UInt8[np.ndarray, " spans"]  # to choose from
 
     @classmethod
-    def of(cls, book: np.ndarray, parents: np.ndarray, population: np.ndarray) -> "_Pairs":
+    def of(cls, book: np.ndarray, parents: np.ndarray, population: np.ndarray, spans: np.ndarray) -> "_Pairs":
         offsets = book - np.repeat(parents.astype(np.float32), 2, axis=1)
-        return cls(offsets[:, ::2], offsets[:, 1::2], population[:, ::2], population[:, 1::2])
+        return cls(offsets[:, ::2], offsets[:, 1::2], population[:, ::2], population[:, 1::2], spans)
 
     def likely_span(self) -> Float32[np.ndarray, "rows parents"]:
         """Of a pair of which one child is read, as if the other lay on the other side of the parent."""
@@ -186,22 +192,25 @@ class _Pairs(NamedTuple):
 
     def fit(
         self, scale: Float16[np.ndarray, "rows 1"], *, near: bool
-    ) -> tuple[UInt8[np.ndarray, "rows parents"], Float32[np.ndarray, "rows parents"]]:
-        """The best entries at this scale, and their weighted squared errors; `near` looks at three spans instead of all."""
+    ) -> tuple[
+        UInt8[np.ndarray, "rows parents"], UInt8[np.ndarray, "rows parents"], Float32[np.ndarray, "rows parents"]
+    ]:
+        """The best spans, by number, and places at this scale, and their weighted squared errors; `near` tries three spans only."""
         unit = scale.astype(np.float32) / np.float32(SPAN_UNITS)
-        best, least = np.zeros(self.left.shape, np.uint8), np.full(self.left.shape, np.inf, np.float32)
+        shape, count = self.left.shape, len(self.spans)
+        span, best = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        least = np.full(shape, np.inf, np.float32)
         if near:
-            span = self.likely_span() / np.where(unit > 0, PARTS * unit, 1)
-            nearest = np.searchsorted((SPANS[1:] + SPANS[:-1].astype(np.float32)) / 2, span)
-            numbers = [np.clip(nearest + offset, 0, len(SPANS) - 1) for offset in (-1, 0, 1)]
+            likely = self.likely_span() / np.where(unit > 0, PARTS * unit, 1)
+            nearest = np.searchsorted((self.spans[1:] + self.spans[:-1].astype(np.float32)) / 2, likely)
+            numbers = [np.clip(nearest + offset, 0, count - 1) for offset in (-1, 0, 1)]
         else:
-            numbers = [np.full(self.left.shape, number) for number in range(len(SPANS))]
+            numbers = [np.full(shape, number) for number in range(count)]
         for number in numbers:
-            place, error = self._fit_place(SPANS[number] * unit)
+            place, error = self._fit_place(self.spans[number] * unit)
             better = error < least
-            least[better] = error[better]
-            best[better] = (number * 16 + place)[better].astype(np.uint8)
-        return best, least
+            least[better], span[better], best[better] = error[better], number[better], place[better]
+        return span, best, least
 
     def _fit_place(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The best place, 0 to 15, for children that are PARTS * `part` apart, and the error."""

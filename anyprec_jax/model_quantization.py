@@ -90,7 +90,7 @@ def quantize_model(
       joint: settings of "best"; the defaults, unless given.
       head_precision: 8 stores the embedding, and the output head where that is another matrix, as affine rows; None leaves them
         as they are.
-      codebooks: "compact" stores those of a row in 88 bytes for 3 to 8 bits instead of 1,008 (`compaction.compact`).
+      codebooks: "compact" stores those of a row in 92 bytes for 3 to 8 bits instead of 1,008 (`compaction.compact`).
       progress: told (phase, steps done, steps in all) after every sequence and every layer.
 
     Raises:

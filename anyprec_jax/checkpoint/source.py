@@ -151,6 +151,8 @@ def codebook_leaves(codebooks: Mapping[int, Any], wanted: Sequence[int]) -> dict
 def with_codebooks(source: Source, kind: CodebookKind) -> Source:
     """The source with every any-precision matrix's codebooks of one kind; what is of that kind is handed on as it is.
 
+    Its provenance says so: what was made of it is not what `quantize` makes without.
+
     Raises:
       ValueError: when read, a matrix that compact codebooks cannot be made of (`compaction.compact`).
     """
@@ -169,7 +171,13 @@ def with_codebooks(source: Source, kind: CodebookKind) -> Source:
         return compact(leaf) if kind == COMPACT_KIND else expand(leaf, leaf.precisions)
 
     matrices = {name: entry(matrix) for name, matrix in source.matrices.items()}
-    return dataclasses.replace(source, matrices=matrices, read=read)
+    if matrices == source.matrices:
+        return source
+    provenance = dict(source.provenance)
+    if isinstance(made := provenance.get("quantization", {}), dict):  # a foreign hand may have left something else
+        described = kind if kind == COMPACT_KIND else "float16, once compact"
+        provenance["quantization"] = made | {"codebooks": described}
+    return dataclasses.replace(source, matrices=matrices, read=read, provenance=provenance)
 
 
 def plain_source(source: Source, *, precision: int | None, dtype: np.dtype | None) -> Source:

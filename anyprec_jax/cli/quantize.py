@@ -38,7 +38,7 @@ def quantize(
     ] = "8",
     codebooks: Annotated[
         Literal["float16", "compact"],
-        typer.Option(help="compact: 88 bytes a row instead of 1,008 for 3 to 8 bits, at some loss from 4 bits on."),
+        typer.Option(help="compact: 92 bytes a row instead of 1,008 for 3 to 8 bits, at some loss from 4 bits on."),
     ] = "float16",
     seed: Annotated[int, typer.Option(help="Seed of the windows' offsets.")] = 0,
 ) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-SPANS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 32)
+SPANS = (*range(21), 22, 24, 27, 30, 35, 40, 45, 50, 57, 64, 73)
 
 
 def rounded(value: float) -> float:
@@ -21,7 +21,10 @@ def decoded_row(entries: dict[int, np.ndarray], scales: dict[int, np.ndarray], p
         for parent, value in enumerate(book):
             if w <= max(seed, 6):
                 byte = int(entries[w][parent])
-                part = SPANS[byte // 16] * numbers[0] / 64
+                number = byte // 16 * 2
+                if w == 6:
+                    number += int(entries[w][len(book) + parent // 8]) >> (parent % 8) & 1
+                part = SPANS[number] * numbers[0] / 128
                 place = byte % 16 - 2
                 children += [rounded(value - place * part), rounded(value + (11 - place) * part)]
                 continue

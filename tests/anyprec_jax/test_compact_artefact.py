@@ -54,6 +54,8 @@ def test_the_export_is_what_compact_makes(folder: Path) -> None:
     for name in LINEARS:
         validate(natural(stored[name]))
         same_leaves(natural(stored[name]), compact(layers[name]))
+    assert manifest.read(folder / "compact").provenance["quantization"]["codebooks"] == "compact"
+    assert manifest.read(folder / "decoded").provenance["quantization"]["codebooks"] == "float16, once compact"
     entry = manifest.read(folder / "compact").matrices["layers/q_proj"]
     assert entry.is_compact and entry.codebooks == {"2": "compact", "3": "compact", "4": "compact"}
 

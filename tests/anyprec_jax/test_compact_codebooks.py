@@ -76,10 +76,10 @@ def test_reads_like_a_dict() -> None:
 
 
 def test_bytes_of_a_row() -> None:
-    """8 + 4 bytes of the seed, 8 + 2, 16 + 2 and 32 + 2 of pairs, 8 + 2 of signs, 4 of factors."""
-    assert row_bytes(3, 8) == 88
+    """8 + 4 bytes of the seed, 8 + 2, 16 + 2 and 32 + 4 + 2 of pairs, 8 + 2 of signs, 4 of factors."""
+    assert row_bytes(3, 8) == 92
     array = random_array()
-    assert nbytes(array) == sum(leaf.nbytes for leaf in jax.tree.leaves(array)) == array.bitplanes.nbytes + 88 * N
+    assert nbytes(array) == sum(leaf.nbytes for leaf in jax.tree.leaves(array)) == array.bitplanes.nbytes + 92 * N
     assert nbytes(array, precision=5) == array.bitplanes[:5].nbytes + N * 32 * 2
 
 
@@ -90,7 +90,7 @@ def test_resident_bits_of_narrow_rows() -> None:
         for name, shape in leaf_shapes(3, 8, 4).items()
     }
     array = AnyPrecArray(planes, codebooks_of(shapes, (3, 4, 5, 6, 7, 8)), 3, 8, 576)  # pyright: ignore[reportArgumentType]
-    assert bits_per_weight(array) == 8 + 88 * 8 / 576 < 9.3
+    assert bits_per_weight(array) == 8 + 92 * 8 / 576 < 9.3
 
 
 def test_expand_decodes_what_will_be_read() -> None:

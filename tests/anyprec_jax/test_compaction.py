@@ -100,7 +100,7 @@ def test_one_child_is_its_parent_above_6_bits() -> None:
 
 
 def test_entries_of_pairs_are_the_best_there_are() -> None:
-    """All 256 bytes for every parent, at the scale that was chosen, from the parent as decoded: the loop is closed."""
+    """All spans and places for every parent, at the scale that was chosen, from the parent as decoded: the loop is closed."""
     array = random_array(3, 6, n=2)
     small, codes = compact(array), codes_of(array)
     entries, scales = (jax.tree.map(np.asarray, leaves) for leaves in (small.codebooks.entries, small.codebooks.scales))
@@ -110,9 +110,9 @@ def test_entries_of_pairs_are_the_best_there_are() -> None:
             wanted = np.asarray(array.codebooks[w][row], np.float64)
             parents = np.asarray(small.codebooks[w - 1][row], np.float64)
             found = np.asarray(small.codebooks[w][row], np.float64)
-            unit = float(scales[w][row, 0]) / 64
-            byte = np.arange(256)
-            span, place = np.array(oracles_compact.SPANS)[byte // 16] * unit, byte % 16 - 2
+            unit = float(scales[w][row, 0]) / 128
+            spans = oracles_compact.SPANS if w == 6 else oracles_compact.SPANS[::2]
+            span, place = np.repeat(spans, 16) * unit, np.tile(np.arange(-2, 14), len(spans))
             for p in range(2 ** (w - 1)):
                 left, right = parents[p] - place * span, parents[p] + (11 - place) * span
                 costs = count[2 * p] * (left - wanted[2 * p]) ** 2 + count[2 * p + 1] * (right - wanted[2 * p + 1]) ** 2
@@ -137,7 +137,8 @@ def test_errors_do_not_add_up() -> None:
         wanted, found = (np.asarray(a.codebooks[w], np.float64).reshape(n, -1, 2) for a in (array, small))
         parents = np.asarray(small.codebooks[w - 1], np.float64)
         widths = wanted[..., 1] - wanted[..., 0]
-        spans = 11 * np.array(oracles_compact.SPANS) * np.asarray(small.codebooks.scales[w], np.float64) / 64
+        numbers = np.array(oracles_compact.SPANS if w == 6 else oracles_compact.SPANS[::2])
+        spans = 11 * numbers * np.asarray(small.codebooks.scales[w], np.float64) / 128
         nearest = np.take_along_axis(spans, np.abs(spans[:, None] - widths[..., None]).argmin(-1), axis=1)
         beyond = np.maximum(0, np.abs(wanted.mean(axis=-1) - parents) - nearest * 15 / 22)
         off = np.sqrt(((found - wanted) ** 2).mean(axis=-1))
