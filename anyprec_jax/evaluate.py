@@ -137,7 +137,7 @@ class _Row:
 
     def hidden_states(self, chunks: Sequence[Chunk], step: Callable[[], None]) -> list[Float32[Array, "seq hidden"]]:
         """What the last layer makes of each chunk; tells `step` about every chunk in every layer."""
-        layers = expanded(self._layers, () if self._precision is None else (self._precision,))
+        layers = expanded(self._layers, self._precision)
         hidden = [embed(self._top, jnp.asarray(tokens), self.config).astype(jnp.float32) for tokens, _ in chunks]
         for index in range(self.config.num_layers):
             layer = _plain_layer(layers, jnp.int32(index), precision=self._precision)

@@ -182,7 +182,7 @@ def stream(
     text = _text_buffer(model.tokenizer, ids, stop)
     started = time.perf_counter()
     params = jax.tree.map(jnp.asarray, model.params)  # NumPy leaves would be copied to the device at every step
-    params["layers"] = expanded(params["layers"], () if precision is None else (precision,))
+    params["layers"] = expanded(params["layers"], precision)
     steps = prefill_steps(len(ids))
     room = max(_MIN_CACHE, _power_of_two(len(ids) + max_new_tokens))
     cache = init_cache(model.config, batch=1, length=room, dtype=hidden_dtype(params))

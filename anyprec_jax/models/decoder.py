@@ -132,7 +132,7 @@ def hidden_states(
     """What `forward` computes before `unembed`, for callers that need the logits of a few positions only."""
     _check_precision(params, precision)
     _check_shapes(tokens, config, cache, lengths)
-    params = {**params, "layers": expanded(params["layers"], () if precision is None else (precision,))}
+    params = {**params, "layers": expanded(params["layers"], precision)}
     attend = _attention_of(config, attention)
     if lengths is None:
         lengths = np.full(tokens.shape[:1], tokens.shape[1])

@@ -58,7 +58,7 @@ def continue_layerwise(
             "attention cannot be replaced in a model that caps its scores or has windows shorter than the text"
         )
     positions = filled + jnp.arange(len(tokens))[None, :]
-    layers = with_kinds(expanded(params["layers"], () if precision is None else (precision,)), config)
+    layers = with_kinds(expanded(params["layers"], precision), config)
     hidden = embed(params, tokens[None], config, positions)
     for index in range(config.num_layers):
         number = jnp.int32(index)

@@ -72,7 +72,7 @@ def test_it_computes_what_the_codebooks_stand_for(folder: Path, quick_compilatio
     small, plain = load(folder / "compact"), load(folder / "decoded")
     expected = forward(plain.params, TOKENS, plain.config, precision=3)
     np.testing.assert_array_equal(forward(small.params, TOKENS, small.config, precision=3), expected)
-    ahead = small.params | {"layers": expanded(small.params["layers"], (3,))}
+    ahead = small.params | {"layers": expanded(small.params["layers"], 3)}
     np.testing.assert_array_equal(forward(ahead, TOKENS, small.config, precision=3), expected)
     texts = [generate(model, [1, 2, 3], precision=3, max_new_tokens=1).tokens for model in (small, plain)]
     assert texts[0] == texts[1]
