@@ -5,10 +5,13 @@ After Any-Precision LLM: Low-Cost Deployment of Multiple, Different-Sized LLMs (
 
 from anyprec_jax.array import AnyPrecArray as AnyPrecArray
 from anyprec_jax.array import PreparedArray as PreparedArray
+from anyprec_jax.array import expand as expand
 from anyprec_jax.array import validate as validate
 from anyprec_jax.checkpoint import export as export
 from anyprec_jax.checkpoint import load as load
 from anyprec_jax.checkpoint import save as save
+from anyprec_jax.compact_codebooks import CompactCodebooks as CompactCodebooks
+from anyprec_jax.compaction import compact as compact
 from anyprec_jax.config import QuantizeConfig as QuantizeConfig
 from anyprec_jax.evaluate import perplexity as perplexity
 from anyprec_jax.generation import generate as generate

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import math
 import typing
-from typing import TypeAlias
+from collections.abc import Collection, Mapping
+from typing import TypeAlias, TypeVar
 
 import jax
 import numpy as np
 
 from anyprec_jax.bitplanes import WORD_BITS, num_words, unpadded
+from anyprec_jax.compact_codebooks import CompactCodebooks, decode, validate_leaves
 from anyprec_jax.config import MAX_PRECISION
 
 
@@ -30,6 +32,9 @@ class AnyPrecArray:
       * `dequantized_w[r, c] == codebooks[w][r, code_w[r, c]]`.
       * `codebooks[w]` is finite.
 
+    Codebooks are a dict of float16 arrays, or `CompactCodebooks`, which decode one when it is asked for: `expand` does that once, for as
+    many products as there will be.
+
     The order of a row's centroids means nothing, nor do equal weights have equal codes: `quantize` makes intervals of the sorted row, and
     `quantize_jointly` whatever makes the row's outputs best.
 
@@ -39,9 +44,7 @@ class AnyPrecArray:
     """
 
     bitplanes: jax.Array  # uint32 [parent, n, ceil(k / 32)]
-    codebooks: dict[
-        int, jax.Array
-    ]  # w -> float16 [n, 2**w], for every precision that was loaded, seed and parent among them
+    codebooks: Mapping[int, jax.Array]  # w -> float16 [n, 2**w], for every precision that it can be read at
     seed_precision: int
     parent_precision: int
     k: int
@@ -77,7 +80,7 @@ class PreparedArray:
     """
 
     planes: jax.Array  # uint32 [parent, words], or [layers, parent, words] for a stack
-    codebooks: dict[int, jax.Array]  # w -> float16 [n, 2**w], or [layers, n, 2**w]
+    codebooks: Mapping[int, jax.Array]  # w -> float16 [n, 2**w], or [layers, n, 2**w]
     seed_precision: int
     parent_precision: int
     n: int
@@ -100,6 +103,7 @@ class PreparedArray:
 
 
 Matrix: TypeAlias = AnyPrecArray | PreparedArray
+SomeMatrix = TypeVar("SomeMatrix", bound=Matrix)
 
 
 def check_precision(array: Matrix, precision: int) -> None:
@@ -109,26 +113,46 @@ def check_precision(array: Matrix, precision: int) -> None:
         raise ValueError(f"precision must be one of {readable}, the ones this array can be read at, got {precision!r}")
 
 
+def expand(array: SomeMatrix, precisions: int | Collection[int]) -> SomeMatrix:
+    """The same planes with the float16 codebooks of some precisions, decoded; an array that has float16 codebooks is returned as it is.
+
+    Args:
+      array: a matrix or a stack.
+      precisions: what it will be read at.
+
+    Raises:
+      ValueError: it cannot be read at one of them.
+
+    Works under `jax.jit` and `jax.vmap`. Memory for the codebooks: 2 * 2**w bytes a row for w bits.
+    """
+    precisions = (precisions,) if isinstance(precisions, int) else precisions
+    for precision in precisions:
+        check_precision(array, precision)
+    if not isinstance(array.codebooks, CompactCodebooks):
+        return array
+    return dataclasses.replace(array, codebooks={w: decode(array.codebooks, w) for w in sorted(precisions)})
+
+
 def nbytes(array: Matrix, *, precision: int | None = None) -> int:
-    """Bytes resident (every plane and codebook), or the bytes read at `precision`: its planes and its one codebook.
+    """Bytes resident (every plane and codebook), or the bytes read at `precision`: its planes and its one codebook, in float16.
 
     The padding of a prepared matrix, which is never read, is not counted.
     """
-    words = math.prod(array.shape[:-1]) * num_words(array.k)
+    rows = math.prod(array.shape[:-1])
     if precision is None:
-        planes, precisions = array.parent_precision, array.precisions
+        codebooks = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(array.codebooks))
+        planes = array.parent_precision
     else:
         check_precision(array, precision)
-        planes, precisions = precision, range(precision, precision + 1)
-    codebook_entries = math.prod(array.shape[:-1]) * sum(2**w for w in precisions)
-    return planes * words * 4 + codebook_entries * 2
+        planes, codebooks = precision, rows * 2**precision * 2
+    return planes * rows * num_words(array.k) * 4 + codebooks
 
 
 def bits_per_weight(array: Matrix, *, precision: int | None = None) -> float:
     """`nbytes` in bits, per weight: `parent * ceil(k/32) * 32/k + 16/k * sum_w 2**w` when resident.
 
-    On narrow rows the codebooks weigh more than the planes: for 3..8 bits they are 14.0 of 22.0 bits at k = 576, and 2.0 of 10.0
-    at k = 4096.
+    On narrow rows float16 codebooks weigh more than the planes: for 3..8 bits they are 14.0 of 22.0 bits at k = 576, and 2.0 of 10.0
+    at k = 4096. Compact ones are 1.2 and 0.2 bits.
     """
     return 8 * nbytes(array, precision=precision) / math.prod(array.shape)
 
@@ -147,6 +171,8 @@ def validate(array: Matrix) -> None:
     for index in np.ndindex(*stack):
         where = f" of matrix {', '.join(map(str, index))} of the stack" if stack else ""
         _validate_padding(every_plane[index], array.k, where)
+        if isinstance(array.codebooks, CompactCodebooks):
+            continue  # finite as soon as its leaves are
         for precision, codebook in array.codebooks.items():
             _validate_codebook(np.asarray(codebook[index]), precision, where)
 
@@ -168,10 +194,17 @@ def _validate_structure(array: Matrix) -> None:
             f"bitplanes of parent_precision {parent} and k {array.k} must be [{parent}, n, {num_words(array.k)}], got "
             f"{planes.shape[-3:]}"
         )
-    if not {seed, parent} <= set(array.codebooks) <= set(range(seed, parent + 1)):
+    if not set(array.codebooks) <= set(range(seed, parent + 1)) or not array.codebooks:
         raise ValueError(
-            f"codebooks must have precisions from {seed} to {parent}, both among them, got {sorted(array.codebooks)}"
+            f"codebooks must have precisions from {seed} to {parent}, at least one, got {sorted(array.codebooks)}"
         )
+    if isinstance(array.codebooks, CompactCodebooks):
+        validate_leaves(array.codebooks, array.shape[:-2], array.n, max(array.codebooks.scales, default=0))
+        if max(array.precisions) > max(array.codebooks.scales):
+            raise ValueError(
+                f"compact codebooks up to {max(array.codebooks.scales)} bits cannot be read at {max(array.precisions)}"
+            )
+        return
     for precision, codebook in array.codebooks.items():
         wanted = (*array.shape[:-1], 2**precision)
         if codebook.dtype != np.float16 or codebook.shape != wanted:

@@ -56,6 +56,22 @@ def unpadded(planes: AnyArray, *, n: int, k: int) -> AnyArray:
     return planes[..., : n * words].reshape(*planes.shape[:-1], n, words)
 
 
+def row_codes(planes: UInt32[np.ndarray, "w rows words"], k: int) -> UInt8[np.ndarray, "rows k"]:
+    """`unpack` in NumPy: nothing is compiled, nothing goes to a device."""
+    codes = np.zeros((planes.shape[1], k), np.uint8)
+    for plane in np.ascontiguousarray(planes, "<u4").view(np.uint8):
+        codes = (codes << 1) | np.unpackbits(plane, axis=-1, count=k, bitorder="little")
+    return codes
+
+
+def row_planes(codes: UInt8[np.ndarray, "rows k"], precision: int) -> UInt32[np.ndarray, "{precision} rows words"]:
+    """`pack` in NumPy."""
+    k = codes.shape[1]
+    padded = np.pad(codes, ((0, 0), (0, num_words(k) * WORD_BITS - k)))
+    bits = (padded[None] >> np.arange(precision - 1, -1, -1, dtype=np.uint8)[:, None, None]) & 1
+    return np.packbits(bits, axis=-1, bitorder="little").view("<u4").astype(np.uint32, copy=False)
+
+
 def _column() -> UInt32[Array, "1 1 1 32"]:
     return jnp.arange(WORD_BITS, dtype=jnp.uint32).reshape(1, 1, 1, WORD_BITS)
 

@@ -26,6 +26,7 @@ from anyprec_jax.array import Matrix, nbytes
 from anyprec_jax.generation import TokenIds, check_precision, readable_precisions
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.decoder import embed, layer_forward, unembed, with_kinds
+from anyprec_jax.models.expansion import expanded
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
 from anyprec_jax.ops import dequantize_layer
@@ -136,9 +137,10 @@ class _Row:
 
     def hidden_states(self, chunks: Sequence[Chunk], step: Callable[[], None]) -> list[Float32[Array, "seq hidden"]]:
         """What the last layer makes of each chunk; tells `step` about every chunk in every layer."""
+        layers = expanded(self._layers, self._precision)
         hidden = [embed(self._top, jnp.asarray(tokens), self.config).astype(jnp.float32) for tokens, _ in chunks]
         for index in range(self.config.num_layers):
-            layer = _plain_layer(self._layers, jnp.int32(index), precision=self._precision)
+            layer = _plain_layer(layers, jnp.int32(index), precision=self._precision)
             for position, states in enumerate(hidden):
                 hidden[position] = jax.block_until_ready(_layer_output(layer, states, config=self.config))
                 step()

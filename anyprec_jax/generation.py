@@ -18,6 +18,7 @@ from anyprec_jax import decoding
 from anyprec_jax.array import Matrix
 from anyprec_jax.chat import Message
 from anyprec_jax.models.decoder import KVCache, hidden_dtype, init_cache
+from anyprec_jax.models.expansion import expanded
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
 from anyprec_jax.sampling import checked_sampling
@@ -181,6 +182,7 @@ def stream(
     text = _text_buffer(model.tokenizer, ids, stop)
     started = time.perf_counter()
     params = jax.tree.map(jnp.asarray, model.params)  # NumPy leaves would be copied to the device at every step
+    params["layers"] = expanded(params["layers"], precision)
     steps = prefill_steps(len(ids))
     room = max(_MIN_CACHE, _power_of_two(len(ids) + max_new_tokens))
     cache = init_cache(model.config, batch=1, length=room, dtype=hidden_dtype(params))

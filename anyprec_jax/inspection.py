@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from anyprec_jax.checkpoint import export_record
 from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.formats import open_source
 from anyprec_jax.checkpoint.manifest import MatrixEntry
+from anyprec_jax.checkpoint.source import CodebookKind, Source, with_codebooks
+from anyprec_jax.compact_codebooks import codebooks_of
 from anyprec_jax.models.families import parameter_shapes
 
 _PLAIN_BYTES = 4  # of a plain weight once it is loaded: float32
@@ -25,7 +27,8 @@ def inspect(path: Path) -> dict[str, Any]:
 
     Bits per weight count planes and codebooks of the any-precision matrices: `resident` with every precision in memory, `read` what
     one pass over them at that precision touches. Affine matrices (embedding and head) are listed by themselves. `resident_bytes` is
-    what all weights take in memory once loaded, at each precision alone, and with all of them.
+    what all weights take in memory once loaded, at each precision alone, and with all of them; `resident_bits_by_codebooks`, what the
+    any-precision matrices would take with either kind of codebooks.
 
     Returns:
       A JSON-able report.
@@ -62,6 +65,10 @@ def inspect(path: Path) -> dict[str, Any]:
         "unquantized_weights": sum(plain.values()),
         "dtypes": sorted({dtype.name for dtype in source.dtypes.values()}),
         "bits_per_weight": _bits_per_weight(stacks, source.precisions),
+        "codebooks": sorted(
+            {kind for e in source.matrices.values() if not e.is_affine for kind in e.codebooks.values()}
+        ),
+        "resident_bits_by_codebooks": _resident_by_kind(source, shapes),
         "bytes": sizes,
         "resident_bytes": _resident_bytes(
             stacks, sizes["affine"] + _PLAIN_BYTES * sum(plain.values()), source.precisions
@@ -79,7 +86,22 @@ def _bits_per_weight(stacks: Mapping[str, AnyPrecArray], precisions: tuple[int, 
         return None
     weights = sum(math.prod(stack.shape) for stack in stacks.values())
     read = {str(w): 8 * sum(nbytes(stack, precision=w) for stack in stacks.values()) / weights for w in precisions}
-    return {"resident": 8 * sum(nbytes(stack) for stack in stacks.values()) / weights, "read": read}
+    return {"resident": _resident_bits(stacks), "read": read}
+
+
+def _resident_bits(stacks: Mapping[str, AnyPrecArray]) -> float:
+    return 8 * sum(map(nbytes, stacks.values())) / sum(math.prod(stack.shape) for stack in stacks.values())
+
+
+def _resident_by_kind(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float] | None:
+    """Resident bits per weight with codebooks of either kind, of which the model has one."""
+    if not source.is_quantized:
+        return None
+    sources = {kind: with_codebooks(source, kind) for kind in get_args(CodebookKind)}
+    return {
+        kind: _resident_bits({name: _abstract(shapes[name], e) for name, e in s.matrices.items() if not e.is_affine})
+        for kind, s in sources.items()
+    }
 
 
 def _resident_bytes(stacks: Mapping[str, AnyPrecArray], others: int, precisions: tuple[int, ...]) -> dict[str, int]:
@@ -103,11 +125,16 @@ def _arrays(path: Path) -> dict[str, Any]:
 def _abstract(shape: tuple[int, ...], entry: MatrixEntry) -> AnyPrecArray:
     """The matrix as shapes only."""
     *lead, n, k = shape
-    leaves: tuple[Any, Any] = (
-        jax.ShapeDtypeStruct((*lead, entry.parent_precision, n, -(-k // 32)), np.uint32),
-        {int(w): jax.ShapeDtypeStruct((*lead, n, 2 ** int(w)), np.float16) for w in entry.codebooks},
-    )
-    return AnyPrecArray(*leaves, entry.seed_precision, entry.parent_precision, entry.k)
+    planes: Any = jax.ShapeDtypeStruct((*lead, entry.parent_precision, n, -(-k // 32)), np.uint32)
+    books: Any = {
+        name: jax.ShapeDtypeStruct((*lead, *rows), np.uint8 if name.startswith("entries") else np.float16)
+        for name, rows in entry.codebook_shapes(n).items()
+    }
+    if entry.is_compact:
+        books = codebooks_of(books, tuple(map(int, entry.codebooks)))
+    else:
+        books = {int(name.removeprefix("codebooks/")): book for name, book in books.items()}
+    return AnyPrecArray(planes, books, entry.seed_precision, entry.parent_precision, entry.k)
 
 
 def _abstract_affine(shape: tuple[int, ...]) -> AffineArray:

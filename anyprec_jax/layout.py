@@ -29,11 +29,13 @@ def prepare(array: AnyPrecArray) -> PreparedArray:
     planes[..., words:] = 0
     natural = np.asarray(array.bitplanes)
     planes[..., :words] = natural.reshape(*natural.shape[:-2], words)
-    codebooks: dict[int, jax.Array] = {}
-    for precision, codebook in array.codebooks.items():
-        copy = huge_pages_empty(codebook.shape, np.dtype(np.float16))
-        copy[...] = np.asarray(codebook)
-        codebooks[precision] = jax.device_put(copy)
+
+    def copied(leaf: jax.Array) -> jax.Array:
+        copy = huge_pages_empty(leaf.shape, np.dtype(leaf.dtype))
+        copy[...] = np.asarray(leaf)
+        return jax.device_put(copy)
+
+    codebooks = jax.tree.map(copied, array.codebooks)
     return PreparedArray(
         jax.device_put(planes), codebooks, array.seed_precision, array.parent_precision, array.n, array.k
     )

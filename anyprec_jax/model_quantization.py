@@ -21,7 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ from anyprec_jax.checkpoint import load
 from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.atomic import require_free, require_room, sync, sync_folder
 from anyprec_jax.checkpoint.orbax import save_artefact
+from anyprec_jax.checkpoint.source import CodebookKind
+from anyprec_jax.compaction import compact
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.joint_codes import JointSettings
 from anyprec_jax.models.families import parameter_shapes
@@ -73,6 +75,7 @@ def quantize_model(
     quality: Quality | None = None,
     joint: JointSettings | None = None,
     head_precision: int | None = affine.BITS,
+    codebooks: CodebookKind = "float16",
     progress: Progress = lambda phase, done, total: None,
 ) -> None:
     """Quantizes every linear of the decoder layers, and embedding and head, and writes an artefact.
@@ -87,12 +90,13 @@ def quantize_model(
       joint: settings of "best"; the defaults, unless given.
       head_precision: 8 stores the embedding, and the output head where that is another matrix, as affine rows; None leaves them
         as they are.
+      codebooks: "compact" stores those of a row in 92 bytes for 3 to 8 bits instead of 1,008 (`compaction.compact`).
       progress: told (phase, steps done, steps in all) after every sequence and every layer.
 
     Raises:
       FileExistsError: something else is at `out`, or an unfinished run with other settings.
-      ValueError: unusable source or text; NaN or infinite weights (layer, row and column are named); another `head_precision` or
-        `quality`, or "best" without a calibration.
+      ValueError: unusable source or text; NaN or infinite weights (layer, row and column are named); another `head_precision`,
+        `quality` or kind of `codebooks`, or "best" without a calibration.
       OSError: not enough room, or no permission.
 
     Memory: the weights in float32, their sensitivity in float32 (as much again for "fast"; for "best" k / n of that for every linear), and
@@ -101,11 +105,15 @@ def quantize_model(
     quality, joint = _checked_quality(quality, joint, calibration)
     if head_precision not in (affine.BITS, None):
         raise ValueError(f"head_precision must be {affine.BITS} or None, got {head_precision!r}")
+    if codebooks not in get_args(CodebookKind):
+        raise ValueError(f"codebooks must be one of {', '.join(get_args(CodebookKind))}, got {codebooks!r}")
     model = load(source)
     _require_quantizable(model, source)
     _require_storable(model, source)
     windows = None if calibration is None else _windows(model, calibration)
     provenance = _provenance(source, config, quality, joint, head_precision, calibration, windows)
+    if codebooks != "float16":
+        provenance["quantization"]["codebooks"] = codebooks
     if _is_finished(out, provenance):
         shutil.rmtree(_staging(out), ignore_errors=True)
         return
@@ -115,7 +123,7 @@ def quantize_model(
         unrouted = unrouted_experts(scores)
         del scores  # it and the plain weights go before their successors come: the peak is in the middle, not here
         model = _without_linears(model)
-        quantized = _assemble(model, config, folder)
+        quantized = _assemble(model, config, folder, codebooks, progress)
         if head_precision is not None:
             quantized = with_affine_head(quantized)
         found = {"unrouted_experts": unrouted} if model.config.num_experts else {}
@@ -424,13 +432,14 @@ def _without_linears(model: Model) -> Model:
     return dataclasses.replace(model, params=model.params | {"layers": layers})
 
 
-def _assemble(model: Model, config: QuantizeConfig, folder: Path) -> Model:
+def _assemble(model: Model, config: QuantizeConfig, folder: Path, codebooks: CodebookKind, progress: Progress) -> Model:
     """The model with stacks of the finished layers for its linears."""
     layers = dict(model.params["layers"])
     shapes = parameter_shapes(model.config)
     precisions = range(config.seed_precision, config.parent_precision + 1)
     files = [np.load(_layer_file(folder, layer)) for layer in range(model.config.num_layers)]
-    for name in (name for name in LINEARS if f"layers/{name}" in shapes):
+    names = [name for name in LINEARS if f"layers/{name}" in shapes]
+    for done, name in enumerate(names, start=1):
         layers[name] = AnyPrecArray(
             bitplanes=jnp.asarray(np.stack([file[f"{name}/bitplanes"] for file in files])),
             codebooks={w: jnp.asarray(np.stack([file[f"{name}/codebooks/{w}"] for file in files])) for w in precisions},
@@ -438,6 +447,9 @@ def _assemble(model: Model, config: QuantizeConfig, folder: Path) -> Model:
             parent_precision=config.parent_precision,
             k=shapes[f"layers/{name}"][-1],
         )
+        if codebooks == "compact":
+            layers[name] = compact(layers[name])
+            progress("codebooks", done, len(names))
     for file in files:
         file.close()
     return dataclasses.replace(model, params=model.params | {"layers": layers})

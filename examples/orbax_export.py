@@ -39,6 +39,10 @@ def weights(leaf: Any, precision: int | None, k: int | None) -> jax.Array:
         rows = jnp.asarray(leaf["codes"], jnp.float32)
         return rows * jnp.asarray(leaf["scale"])[:, None] + jnp.asarray(leaf["offset"])[:, None]
     assert precision is not None and k is not None, "an artefact wants a --precision"
+    if "codebooks" not in leaf:
+        raise SystemExit(
+            "these codebooks are compact: `anyprec export --format artefact --codebooks float16` decodes them"
+        )
     book = jnp.asarray(leaf["codebooks"][str(precision)], jnp.float32)
     return jnp.take_along_axis(book, codes(leaf["bitplanes"], precision, k), axis=-1)
 

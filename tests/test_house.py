@@ -15,10 +15,12 @@ ROOMS = {
     "anyprec_jax": (
         "config",
         "bitplanes",
+        "compact_codebooks",
         "array",
         "layout",
         "affine",
         "row_threads",
+        "compaction",
         "kmeans1d",
         "upscale",
         "nested_rows",

@@ -12,8 +12,9 @@ from anyprec_jax import affine
 from anyprec_jax.affine import AffineArray
 from anyprec_jax.array import AnyPrecArray, Matrix
 from anyprec_jax.checkpoint.manifest import AFFINE_LEAVES, MatrixEntry, common_precisions
-from anyprec_jax.checkpoint.source import Source
+from anyprec_jax.checkpoint.source import Source, codebook_leaves
 from anyprec_jax.checkpoint.tree import nested
+from anyprec_jax.compact_codebooks import codebooks_of, leaf_shapes, validate_leaves
 from anyprec_jax.layout import prepare
 from anyprec_jax.models.families import LAYERS, parameter_shapes
 from anyprec_jax.models.fusion import PARTS
@@ -78,7 +79,7 @@ def checked_precisions(
 def _parts(parameter: str, leaf: Any, wanted: Sequence[int]) -> dict[str, np.ndarray]:
     if isinstance(leaf, AnyPrecArray):
         parts = {f"bitplanes/{p}": leaf.bitplanes[..., p, :, :] for p in range(max(wanted))}
-        parts |= {f"codebooks/{w}": leaf.codebooks[w] for w in wanted}
+        parts |= codebook_leaves(leaf.codebooks, wanted)
     elif isinstance(leaf, AffineArray):
         parts = {name: getattr(leaf, name) for name in AFFINE_LEAVES}
     else:
@@ -100,7 +101,7 @@ def assembled(
         params[name] = _ready(
             AnyPrecArray(
                 bitplanes=_stacked_planes(leaves, parts, max(wanted)),
-                codebooks={w: _joined([leaves.pop(f"{part}/codebooks/{w}") for part in parts], -2) for w in wanted},
+                codebooks=_joined_codebooks(leaves, parts, matrix, wanted),
                 seed_precision=min(wanted),
                 parent_precision=max(wanted),
                 k=matrix.k,
@@ -135,6 +136,24 @@ def _stacked_planes(leaves: dict[str, np.ndarray], parts: Sequence[str], planes:
         for plane in range(planes):
             stack[..., plane, start:stop, :] = leaves.pop(f"{part}/bitplanes/{plane}")
     return jax.device_put(stack)
+
+
+def _joined_codebooks(
+    leaves: dict[str, np.ndarray], parts: Sequence[str], matrix: MatrixEntry, wanted: Sequence[int]
+) -> Mapping[int, Any]:
+    """Those of all parts, row below row.
+
+    Raises:
+      ValueError: compact ones with a scale that is not finite.
+    """
+    if not matrix.is_compact:
+        return {w: _joined([leaves.pop(f"{part}/codebooks/{w}") for part in parts], -2) for w in wanted}
+    names = leaf_shapes(matrix.seed_precision, max(wanted), 1)
+    joined = {name: _joined([leaves.pop(f"{part}/{name}") for part in parts], -2) for name in names}
+    codebooks = codebooks_of(joined, tuple(wanted))
+    *lead, n, _ = joined[f"scales/{matrix.seed_precision}"].shape
+    validate_leaves(codebooks, tuple(lead), n, max(wanted))
+    return codebooks
 
 
 def _joined(parts: Sequence[np.ndarray], axis: int) -> jax.Array:

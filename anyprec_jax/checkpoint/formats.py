@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from anyprec_jax.checkpoint import export_record, gguf, huggingface, manifest, u
 from anyprec_jax.checkpoint import orbax as orbax_folder
 from anyprec_jax.checkpoint.atomic import require_free
 from anyprec_jax.checkpoint.orbax import is_quantized, load_artefact, save_artefact
-from anyprec_jax.checkpoint.source import Source, plain_source
+from anyprec_jax.checkpoint.source import CodebookKind, Source, plain_source, with_codebooks
 from anyprec_jax.models.model import Model
 
 TARGETS = ("huggingface", "orbax", "upstream", "artefact")  # what `export` writes
@@ -80,7 +81,13 @@ def save(path: str | Path, model: Model) -> None:
 
 
 def export(
-    path: str | Path, dest: str | Path, target: str, *, precision: int | None = None, dtype: str | None = None
+    path: str | Path,
+    dest: str | Path,
+    target: str,
+    *,
+    precision: int | None = None,
+    dtype: str | None = None,
+    codebooks: CodebookKind | None = None,
 ) -> None:
     """Converts a model on disk into another format, one tensor at a time; the result appears whole or not at all.
 
@@ -88,9 +95,10 @@ def export(
       path: a model of any format that `load` reads.
       dest: the folder to write: must not exist, or be empty.
       target: "huggingface" and "orbax" are plain weights, "upstream" (the layout of the paper's authors) and "artefact" keep codes and
-        codebooks bit for bit.
+        codebooks bit for bit (compact ones as the float16 that they stand for in "upstream").
       precision: at which a quantized model becomes plain; None for a plain model and for the other two targets.
       dtype: of plain weights: float32, float16 or bfloat16. None keeps those of plain models, and takes float32 for others.
+      codebooks: of an artefact: "compact" makes compact ones (`compaction.compact`), "float16" decodes those; None keeps what there is.
 
     Raises:
       FileExistsError: `dest` is taken.
@@ -103,6 +111,8 @@ def export(
     if target not in TARGETS:
         raise ValueError(f"format {target!r} is not one of {', '.join(TARGETS)}")
     require_free(dest)  # before anything is read
+    if codebooks is not None and (target != "artefact" or codebooks not in get_args(CodebookKind)):
+        raise ValueError(f"codebooks may be float16 or compact, of an artefact only, got {codebooks!r} for {target}")
     if target in ("upstream", "artefact"):
         if precision is not None or dtype is not None:
             raise ValueError(
@@ -111,6 +121,8 @@ def export(
         source = open_source(path)
         if not source.is_quantized:
             raise ValueError(f"{path} is not quantized: there are no codes to write")
+        if kind := "float16" if target == "upstream" else codebooks:
+            source = with_codebooks(source, kind)
     else:
         wanted = None if dtype is None else _dtype(dtype)
         source = open_source(path, precisions=None if precision is None else (precision,))

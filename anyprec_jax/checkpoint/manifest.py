@@ -14,9 +14,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from anyprec_jax.compact_codebooks import leaf_shapes
+
 FORMAT = "bandwise.anyprec"
 FORMAT_VERSION = 1
 CODEBOOK_KIND = "float16"  # the paper's: one float16 centroid per code, row and precision
+COMPACT_KIND = "compact"  # from its parent's entry (`CompactCodebooks`); of all precisions or none
 AFFINE_KIND = "affine"  # one scale and one offset per row (`AffineArray`); of 8 bits and no others
 AFFINE_LEAVES = ("codes", "scale", "offset")
 _FILE = "manifest.json"
@@ -56,8 +59,8 @@ class ArrayEntry:
 class MatrixEntry:
     """A quantized matrix, or a stack of them.
 
-    Any-precision: its leaves are `NAME/bitplanes/P` and `NAME/codebooks/W`. Affine: they are `NAME/codes`, `NAME/scale` and
-    `NAME/offset`, and seed and parent precision are both 8.
+    Any-precision: its leaves are `NAME/bitplanes/P` and `NAME/codebooks/W`, or where these are compact `NAME/entries/W` and
+    `NAME/scales/W`. Affine: they are `NAME/codes`, `NAME/scale` and `NAME/offset`, and seed and parent precision are both 8.
     """
 
     k: int
@@ -72,11 +75,13 @@ class MatrixEntry:
             )
         if not 1 <= self.seed_precision <= self.parent_precision <= 8 or self.k < 1:
             raise ValueError(f"seed {self.seed_precision}, parent {self.parent_precision}, k {self.k} are no matrix")
-        unknown = sorted(set(self.codebooks.values()) - {CODEBOOK_KIND, AFFINE_KIND})
-        if unknown:
+        kinds = set(self.codebooks.values())
+        if unknown := sorted(kinds - {CODEBOOK_KIND, COMPACT_KIND, AFFINE_KIND}):
             raise ValueError(
-                f"codebooks of kind {unknown[0]!r}; this version reads {CODEBOOK_KIND!r} and {AFFINE_KIND!r}"
+                f"codebooks of kind {unknown[0]!r}; this version reads {CODEBOOK_KIND!r}, {COMPACT_KIND!r} and {AFFINE_KIND!r}"
             )
+        if COMPACT_KIND in kinds and len(kinds) > 1:
+            raise ValueError(f"codebooks {self.codebooks}: all precisions are compact or none")
         if set(self.codebooks) != {str(w) for w in range(self.seed_precision, self.parent_precision + 1)}:
             raise ValueError(
                 f"codebooks for precisions {sorted(self.codebooks)}, not {self.seed_precision}..{self.parent_precision}"
@@ -88,6 +93,17 @@ class MatrixEntry:
     def is_affine(self) -> bool:
         """Whether it is read whole at every precision of the model."""
         return AFFINE_KIND in self.codebooks.values()
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether its codebooks are made of each other."""
+        return COMPACT_KIND in self.codebooks.values()
+
+    def codebook_shapes(self, n: int) -> dict[str, tuple[int, ...]]:
+        """The leaves beside the planes of an any-precision matrix of `n` rows, as `codebooks/W` or as `entries/W` and `scales/W`."""
+        if self.is_compact:
+            return leaf_shapes(self.seed_precision, self.parent_precision, n)
+        return {f"codebooks/{w}": (n, 2 ** int(w)) for w in self.codebooks}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Orbax folders: `manifest.json`, `config.json`, tokenizer files and an Orbax checkpoint.
 
-The native artefact is one, with each any-precision matrix spelt out as one leaf per plane and one per codebook, so that a reader of w
-bits touches w planes only; a plain model is one without such matrices. Any JAX project restores either with Orbax alone. It holds the
-linears one by one; in memory those that read the same input are fused.
+The native artefact is one, with each any-precision matrix spelt out as one leaf per plane and one per codebook (two, of compact ones), so
+that a reader of w bits touches w planes only; a plain model is one without such matrices. Any JAX project restores either with Orbax
+alone. It holds the linears one by one; in memory those that read the same input are fused.
 """
 
 import functools
@@ -23,8 +23,17 @@ from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.assembly import assembled, checked_precisions
 from anyprec_jax.checkpoint.atomic import published, require_free, require_room
 from anyprec_jax.checkpoint.manifest import Manifest, MatrixEntry
-from anyprec_jax.checkpoint.source import Leaf, Source, affine_on_host, matrix_on_host, model_source
+from anyprec_jax.checkpoint.source import (
+    Leaf,
+    Source,
+    affine_on_host,
+    codebook_leaves,
+    compact_entry,
+    matrix_on_host,
+    model_source,
+)
 from anyprec_jax.checkpoint.tree import TreeReader, TreeWriter, narrowest_dtype
+from anyprec_jax.compact_codebooks import codebooks_of, leaf_shapes, row_bytes
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import LAYERS, config_from_huggingface, config_to_huggingface, parameter_shapes
 from anyprec_jax.models.model import HEADS, Model
@@ -134,7 +143,11 @@ def open_artefact(path: Path, *, precisions: Sequence[int] | None = None) -> Sou
         if entry.is_affine:
             return affine_on_host(*(part(f"{parameter}/{leaf}", layer) for leaf in manifests.AFFINE_LEAVES))
         planes = [part(f"{parameter}/bitplanes/{p}", layer) for p in range(max(wanted))]
-        books = {w: part(f"{parameter}/codebooks/{w}", layer) for w in wanted}
+        if entry.is_compact:
+            names = leaf_shapes(entry.seed_precision, max(wanted), 1)
+            books = codebooks_of({name: part(f"{parameter}/{name}", layer) for name in names}, wanted)
+        else:
+            books = {w: part(f"{parameter}/codebooks/{w}", layer) for w in wanted}
         return matrix_on_host(np.stack(planes, axis=-3), books, min(wanted), max(wanted), entry.k)
 
     matrices = {
@@ -175,6 +188,8 @@ def is_quantized(params: Mapping[str, Any]) -> bool:
 
 
 def _narrowed(entry: MatrixEntry, wanted: Sequence[int]) -> MatrixEntry:
+    if entry.is_compact:  # of the precisions below, too, where those that are wanted come from
+        return compact_entry(entry.k, entry.seed_precision, max(wanted))
     kinds = {str(w): entry.codebooks[str(w)] for w in range(min(wanted), max(wanted) + 1)}
     return MatrixEntry(k=entry.k, seed_precision=min(wanted), parent_precision=max(wanted), codebooks=kinds)
 
@@ -185,7 +200,7 @@ def _leaf_names(name: str, entry: MatrixEntry | None) -> list[str]:
     if entry.is_affine:
         return [f"{name}/{leaf}" for leaf in manifests.AFFINE_LEAVES]
     planes = [f"{name}/bitplanes/{p}" for p in range(entry.parent_precision)]
-    return planes + [f"{name}/codebooks/{w}" for w in entry.codebooks]
+    return planes + [f"{name}/{leaf}" for leaf in entry.codebook_shapes(1)]
 
 
 def _stored_bytes(name: str, shape: tuple[int, ...], source: Source) -> int:
@@ -195,7 +210,11 @@ def _stored_bytes(name: str, shape: tuple[int, ...], source: Source) -> int:
     if entry.is_affine:
         return weights + 8 * shape[0]
     rows = math.prod(shape[:-1])
-    return rows * (4 * entry.parent_precision * -(-entry.k // 32) + 2 * sum(2 ** int(w) for w in entry.codebooks))
+    if entry.is_compact:
+        codebooks = row_bytes(entry.seed_precision, entry.parent_precision)
+    else:
+        codebooks = 2 * sum(2 ** int(w) for w in entry.codebooks)
+    return rows * (4 * entry.parent_precision * -(-entry.k // 32) + codebooks)
 
 
 def _layers(name: str, shape: tuple[int, ...]) -> Sequence[int | None]:
@@ -212,7 +231,7 @@ def _write_matrix(writer: TreeWriter, name: str, shape: tuple[int, ...], source:
             assert isinstance(matrix, AnyPrecArray)
             _validate_layer(matrix, name, layer)
             parts = {f"bitplanes/{p}": matrix.bitplanes[..., p, :, :] for p in range(matrix.parent_precision)}
-            parts |= {f"codebooks/{w}": book for w, book in matrix.codebooks.items()}
+            parts |= codebook_leaves(matrix.codebooks, matrix.precisions)
         for part, values in parts.items():
             values = np.asarray(values)
             if layer == 0:
@@ -267,8 +286,7 @@ def _check_shapes(manifest: Manifest, config: ModelConfig, path: Path) -> None:
             continue
         for p in range(matrix.parent_precision):
             expected[f"{name}/bitplanes/{p}"] = (*lead, n, -(-k // 32))
-        for w in matrix.codebooks:
-            expected[f"{name}/codebooks/{w}"] = (*lead, n, 2 ** int(w))
+        expected |= {f"{name}/{leaf}": (*lead, *rows) for leaf, rows in matrix.codebook_shapes(n).items()}
     if differing := sorted(set(expected) ^ set(manifest.arrays)):
         side = "lacks" if differing[0] in expected else "has an unexpected"
         raise ValueError(f"{path} is damaged: its manifest {side} {differing[0]}")
@@ -280,12 +298,16 @@ def _check_shapes(manifest: Manifest, config: ModelConfig, path: Path) -> None:
 
 
 def _check_kinds(manifest: Manifest, path: Path) -> None:
-    """Embedding and head may be affine, and nothing else."""
+    """Embedding and head may be affine, and nothing else; leaves that no product checks have their dtypes."""
     for name, matrix in manifest.matrices.items():
         if matrix.is_affine != (name in HEADS):
             raise ValueError(f"{path} is damaged: {name} has codebooks {matrix.codebooks}")
         for leaf in manifests.AFFINE_LEAVES if matrix.is_affine else ():
             entry, dtype = manifest.arrays.get(f"{name}/{leaf}"), "uint8" if leaf == "codes" else "float32"
+            if entry is not None and entry.dtype != dtype:
+                raise ValueError(f"{path} is damaged: {name}/{leaf} is {entry.dtype}, not {dtype}")
+        for leaf in matrix.codebook_shapes(1) if matrix.is_compact else ():
+            entry, dtype = manifest.arrays.get(f"{name}/{leaf}"), "float16" if leaf.startswith("scales") else "uint8"
             if entry is not None and entry.dtype != dtype:
                 raise ValueError(f"{path} is damaged: {name}/{leaf} is {entry.dtype}, not {dtype}")
 
@@ -295,4 +317,10 @@ def _is_needed(name: str, manifest: Manifest, wanted: Sequence[int]) -> bool:
     matrix, _, part = matrix.rpartition("/")
     if matrix not in manifest.matrices:
         return True
-    return int(leaf) < max(wanted) if part == "bitplanes" else int(leaf) in wanted
+    match part:
+        case "bitplanes":
+            return int(leaf) < max(wanted)
+        case "codebooks":
+            return int(leaf) in wanted
+        case _:  # of compact ones, each is made of those below
+            return int(leaf) <= max(wanted)

@@ -4,18 +4,27 @@ Conversions hold one tensor of the model in memory. Everything here is NumPy: no
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8, UInt32
+from jaxtyping import Float32, Shaped
 
 from anyprec_jax import affine
 from anyprec_jax.affine import AffineArray
-from anyprec_jax.array import AnyPrecArray, Matrix
-from anyprec_jax.checkpoint.manifest import AFFINE_KIND, CODEBOOK_KIND, MatrixEntry, common_precisions
+from anyprec_jax.array import AnyPrecArray, Matrix, expand
+from anyprec_jax.bitplanes import row_codes
+from anyprec_jax.checkpoint.manifest import (
+    AFFINE_KIND,
+    CODEBOOK_KIND,
+    COMPACT_KIND,
+    MatrixEntry,
+    common_precisions,
+)
+from anyprec_jax.compact_codebooks import CompactCodebooks
+from anyprec_jax.compaction import compact
 from anyprec_jax.layout import natural
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import LAYERS, parameter_shapes
@@ -24,6 +33,7 @@ from anyprec_jax.models.model import Model
 from anyprec_jax.tokenizer import Tokenizer
 
 Leaf: TypeAlias = np.ndarray | AnyPrecArray | AffineArray  # the last two with NumPy leaves
+CodebookKind: TypeAlias = Literal["float16", "compact"]
 
 _WEIGHTS_AT_ONCE = 1 << 22
 
@@ -75,7 +85,7 @@ def model_source(model: Model) -> Source:
         leaf = leaves[parameter]
         if isinstance(leaf, AffineArray):
             return affine_on_host(np.asarray(leaf.codes), np.asarray(leaf.scale), np.asarray(leaf.offset))
-        books = {w: np.asarray(book)[layer] for w, book in leaf.codebooks.items()}
+        books = jax.tree.map(lambda book: np.asarray(book)[layer], leaf.codebooks)
         planes = np.asarray(leaf.bitplanes)[layer]
         return matrix_on_host(planes, books, leaf.seed_precision, leaf.parent_precision, leaf.k)
 
@@ -93,7 +103,7 @@ def model_source(model: Model) -> Source:
 
 def matrix_on_host(planes: np.ndarray, books: Mapping[int, np.ndarray], seed: int, parent: int, k: int) -> AnyPrecArray:
     """An any-precision matrix with NumPy leaves, which everything takes but the products. It is not validated."""
-    leaves: tuple[Any, Any] = planes, dict(books)
+    leaves: tuple[Any, Any] = planes, books
     return AnyPrecArray(*leaves, seed, parent, k)
 
 
@@ -106,6 +116,9 @@ def affine_on_host(codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> 
 def matrix_entry(leaf: Any) -> MatrixEntry | None:
     """What the manifest says of a quantized leaf; None of a plain one."""
     if isinstance(leaf, AnyPrecArray):
+        if isinstance(leaf.codebooks, CompactCodebooks):
+            stored = leaf.codebooks.scales
+            return compact_entry(leaf.k, min(stored), max(stored))
         kinds = {str(w): CODEBOOK_KIND for w in leaf.precisions}
         return MatrixEntry(
             k=leaf.k, seed_precision=leaf.seed_precision, parent_precision=leaf.parent_precision, codebooks=kinds
@@ -114,6 +127,57 @@ def matrix_entry(leaf: Any) -> MatrixEntry | None:
         kinds = {str(affine.BITS): AFFINE_KIND}
         return MatrixEntry(k=leaf.k, seed_precision=affine.BITS, parent_precision=affine.BITS, codebooks=kinds)
     return None
+
+
+def compact_entry(k: int, seed: int, parent: int) -> MatrixEntry:
+    """What the manifest says of a matrix with compact codebooks."""
+    kinds = {str(w): COMPACT_KIND for w in range(seed, parent + 1)}
+    return MatrixEntry(k=k, seed_precision=seed, parent_precision=parent, codebooks=kinds)
+
+
+def codebook_leaves(codebooks: Mapping[int, Any], wanted: Sequence[int]) -> dict[str, np.ndarray]:
+    """What is stored of a matrix beside its planes, for reading it at some precisions, by the names that the manifest has for it."""
+    if not isinstance(codebooks, CompactCodebooks):
+        return {f"codebooks/{w}": np.asarray(codebooks[w]) for w in wanted}
+    parts = {"entries": codebooks.entries, "scales": codebooks.scales}
+    return {
+        f"{part}/{w}": np.asarray(leaf)
+        for part, leaves in parts.items()
+        for w, leaf in leaves.items()
+        if w <= max(wanted)
+    }
+
+
+def with_codebooks(source: Source, kind: CodebookKind) -> Source:
+    """The source with every any-precision matrix's codebooks of one kind; what is of that kind is handed on as it is.
+
+    Its provenance says so: what was made of it is not what `quantize` makes without.
+
+    Raises:
+      ValueError: when read, a matrix that compact codebooks cannot be made of (`compaction.compact`).
+    """
+
+    def entry(matrix: MatrixEntry) -> MatrixEntry:
+        if matrix.is_affine:
+            return matrix
+        if kind == COMPACT_KIND:
+            return compact_entry(matrix.k, matrix.seed_precision, matrix.parent_precision)
+        return dataclasses.replace(matrix, codebooks=dict.fromkeys(matrix.codebooks, CODEBOOK_KIND))
+
+    def read(parameter: str, layer: int | None) -> Leaf:
+        leaf = source.read(parameter, layer)
+        if not isinstance(leaf, AnyPrecArray):
+            return leaf
+        return compact(leaf) if kind == COMPACT_KIND else expand(leaf, leaf.precisions)
+
+    matrices = {name: entry(matrix) for name, matrix in source.matrices.items()}
+    if matrices == source.matrices:
+        return source
+    provenance = dict(source.provenance)
+    if isinstance(made := provenance.get("quantization", {}), dict):  # a foreign hand may have left something else
+        described = kind if kind == COMPACT_KIND else "float16, once compact"
+        provenance["quantization"] = made | {"codebooks": described}
+    return dataclasses.replace(source, matrices=matrices, read=read, provenance=provenance)
 
 
 def plain_source(source: Source, *, precision: int | None, dtype: np.dtype | None) -> Source:
@@ -153,21 +217,14 @@ def dequantized_matrix(matrix: AnyPrecArray, *, precision: int, dtype: np.dtype)
     lead, n, k = matrix.shape[:-2], matrix.n, matrix.k
     result = np.empty((*lead, n, k), dtype)
     step = max(1, _WEIGHTS_AT_ONCE // k)
+    books = np.asarray(matrix.codebooks[precision])
     for index in np.ndindex(*lead):
-        planes, book = matrix.bitplanes[index][:precision], np.asarray(matrix.codebooks[precision])[index].astype(dtype)
+        planes, book = matrix.bitplanes[index][:precision], books[index].astype(dtype)
         for start in range(0, n, step):
             rows = slice(start, start + step)
             codes = row_codes(np.asarray(planes[:, rows]), k)
             result[(*index, rows)] = np.take_along_axis(book[rows], codes.astype(np.intp), axis=1)
     return result
-
-
-def row_codes(planes: UInt32[np.ndarray, "w rows words"], k: int) -> UInt8[np.ndarray, "rows k"]:
-    """The codes of some rows, of as many bits as there are planes."""
-    codes = np.zeros((planes.shape[1], k), np.uint8)
-    for plane in np.ascontiguousarray(planes, "<u4").view(np.uint8):
-        codes = (codes << 1) | np.unpackbits(plane, axis=-1, count=k, bitorder="little")
-    return codes
 
 
 def dequantized_rows(array: AffineArray, *, dtype: np.dtype) -> Shaped[np.ndarray, "n k"]:

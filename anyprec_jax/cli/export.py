@@ -21,9 +21,16 @@ def export(
         typer.Option(
             "--format",
             help="huggingface: safetensors that transformers loads. orbax: a tree of plain arrays for JAX projects. upstream: the "
-            "layout of the paper's authors. artefact: what quantize writes, from a model in that layout.",
+            "layout of the paper's authors. artefact: what quantize writes.",
         ),
     ] = "huggingface",
+    codebooks: Annotated[
+        Literal["float16", "compact"] | None,
+        typer.Option(
+            help="Of an artefact: compact ones are smaller, float16 ones exact. Default: as they are.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="Of plain weights. Default: float32, and as they are if nothing was quantized."),
@@ -32,5 +39,5 @@ def export(
     """Write a model in another format, one tensor at a time, for other software to load."""
     from anyprec_jax.checkpoint.formats import export as convert
 
-    convert(model, dest, target, precision=precision, dtype=dtype)
+    convert(model, dest, target, precision=precision, dtype=dtype, codebooks=codebooks)
     messages.print(f"wrote {dest}", markup=False)

@@ -79,6 +79,11 @@ def _print_matrices(console: Console, report: dict[str, Any], precisions: Sequen
         bits = f"{head['bits_per_weight']:.2f}"
         table.add_row(name, "", str(head["n"]), str(head["k"]), bits, *[bits] * len(precisions))
     console.print(table)
+    resident = [f"{bits:.2f} {kind}" for kind, bits in report["resident_bits_by_codebooks"].items()]
+    console.print(
+        f"codebooks: {' and '.join(report['codebooks'])}; resident bits per weight with {', '.join(resident)}",
+        soft_wrap=True,
+    )
 
 
 def _bits(bits: dict[str, Any], precisions: Sequence[str]) -> list[str]:

@@ -17,7 +17,8 @@ and where `ModelConfig` calls for them:
 
 `families.parameter_shapes` spells them out. A layer has the norms that are there, and `ModelConfig` says the rest.
 
-Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names. Embedding and head are
+Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names; compact codebooks are decoded
+once a call (`expansion.expanded` does so once for many). Embedding and head are
 arrays or `AffineArray`s. Hidden states have the dtype of the embedding, float32 if it is affine; norms, rotations, softmax and logits
 are computed in float32.
 """
@@ -37,6 +38,7 @@ from anyprec_jax.array import Matrix, check_precision
 from anyprec_jax.models.attention import Attention, capped_attention, causal_attention
 from anyprec_jax.models.cached_attention import cached_attention
 from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.expansion import expanded
 from anyprec_jax.models.fusion import LINEARS as LINEARS
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.layer_kinds import Rotations, rotation_of, rotations, window_of
@@ -130,6 +132,7 @@ def hidden_states(
     """What `forward` computes before `unembed`, for callers that need the logits of a few positions only."""
     _check_precision(params, precision)
     _check_shapes(tokens, config, cache, lengths)
+    params = {**params, "layers": expanded(params["layers"], precision)}
     attend = _attention_of(config, attention)
     if lengths is None:
         lengths = np.full(tokens.shape[:1], tokens.shape[1])

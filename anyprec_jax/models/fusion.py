@@ -75,12 +75,8 @@ def part_rows(layers: Mapping[str, Any], whole: str) -> list[tuple[int, int]]:
 def _are_alike(parts: list[Any]) -> bool:
     if not all(isinstance(part, AnyPrecArray) for part in parts):
         return False
-    first = parts[0]
-    return all(
-        (part.k, part.seed_precision, part.precisions, part.bitplanes.ndim)
-        == (first.k, first.seed_precision, first.precisions, first.bitplanes.ndim)
-        for part in parts
-    )
+    kinds = [(jax.tree.structure(part), part.bitplanes.ndim) for part in parts]  # k, precisions and kind of codebooks
+    return all(kind == kinds[0] for kind in kinds)
 
 
 def _join(parts: list[AnyPrecArray]) -> AnyPrecArray:

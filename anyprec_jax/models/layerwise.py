@@ -19,6 +19,7 @@ from anyprec_jax.models.decoder import (
     embed,
     unembed,
 )
+from anyprec_jax.models.expansion import expanded
 from anyprec_jax.models.layer_kinds import rotation_of, rotations, with_kinds
 
 # (layer, query [seq, heads, head_dim], key [kv, kv_heads, head_dim], value like key) -> [seq, heads, head_dim]. Query s stands at
@@ -57,7 +58,8 @@ def continue_layerwise(
             "attention cannot be replaced in a model that caps its scores or has windows shorter than the text"
         )
     positions = filled + jnp.arange(len(tokens))[None, :]
-    layers, hidden = with_kinds(params["layers"], config), embed(params, tokens[None], config, positions)
+    layers = with_kinds(expanded(params["layers"], precision), config)
+    hidden = embed(params, tokens[None], config, positions)
     for index in range(config.num_layers):
         number = jnp.int32(index)
         query, key, value = _inputs(layers, number, hidden, cache.lengths, config, precision)

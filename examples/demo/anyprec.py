@@ -59,7 +59,7 @@ def run(data: Path, out: Path) -> Section:
         generations = _generate_all(model, reference, results, report)
     size = inspect(artefact)
     rows = [_row(result, generations[result.precision], size) for result in results]
-    _print_table(rows)
+    _print_table(rows, size)
     for precision in SHOWN_PRECISIONS:
         Console(highlight=False).print(f"\n{precision} bits: {generations[precision].text}", markup=False)
     (out / "anyprec.json").write_text(json.dumps([r._asdict() for r in results], indent=1) + "\n", encoding="utf-8")
@@ -133,14 +133,20 @@ def _row(result: Result, generation: Generation, size: dict) -> list[str]:
     ]
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
+def _print_table(rows: Sequence[Sequence[str]], size: dict) -> None:
     table = Table(*HEADER, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)
     console.print(f"\nSmolLM2-135M-Instruct on {HELD_OUT_TOKENS:,} held-out tokens; {UNITS}\n")
     console.print(table)
-    console.print(f"\n{ORIGIN}")
+    console.print(f"\n{_compact(size)} {ORIGIN}")
+
+
+def _compact(size: dict) -> str:
+    """What the linears would take with codebooks of the other kind."""
+    resident = size["resident_bits_by_codebooks"]["compact"]
+    return f"With compact codebooks (anyprec quantize --codebooks compact) resident would be {resident:.2f}."
 
 
 def _section(rows, results: Sequence[Result], generations: dict, size: dict) -> Section:
@@ -151,7 +157,7 @@ def _section(rows, results: Sequence[Result], generations: dict, size: dict) -> 
         introduction=(
             "SmolLM2-135M-Instruct was quantized once into stacked bitplanes; every row of the table reads a prefix of the same "
             f"planes. All precisions together take {resident:.1f} bits per weight: on rows as narrow as this model's 576, the "
-            "paper's six codebooks weigh more than the planes. " + ORIGIN
+            f"paper's six codebooks weigh more than the planes. {_compact(size)} " + ORIGIN
         ),
         blocks=[
             TableBlock(header=HEADER, rows=rows, look_at=f"What each bit buys, and costs ({UNITS})."),

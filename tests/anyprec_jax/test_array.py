@@ -118,9 +118,10 @@ BROKEN: dict[str, tuple[Callable[[AnyPrecArray], AnyPrecArray], str]] = {
         lambda a: dataclasses.replace(a, bitplanes=a.bitplanes[0]),
         "must be uint32 \\[parent, n, words\\]",
     ),
-    "codebook missing": (
-        lambda a: dataclasses.replace(a, codebooks={3: a.codebooks[3], 4: a.codebooks[4]}),
-        "precisions from 3 to 5, both among them, got \\[3, 4\\]",
+    "no codebook": (lambda a: dataclasses.replace(a, codebooks={}), "precisions from 3 to 5, at least one, got \\[\\]"),
+    "codebook beyond the parent": (
+        lambda a: dataclasses.replace(a, codebooks={**a.codebooks, 6: a.codebooks[5]}),
+        "precisions from 3 to 5, at least one, got \\[3, 4, 5, 6\\]",
     ),
     "codebook of another precision": (
         lambda a: dataclasses.replace(a, codebooks=a.codebooks | {4: a.codebooks[3]}),
@@ -142,8 +143,9 @@ def test_validate_names_the_broken_invariant(case: str) -> None:
         validate(change(small_array()))
 
 
-def test_codebooks_in_between_may_be_left_out() -> None:
+def test_codebooks_may_be_left_out() -> None:
     array = small_array()
+    validate(dataclasses.replace(array, codebooks={4: array.codebooks[4]}))
     some = dataclasses.replace(array, codebooks={3: array.codebooks[3], 5: array.codebooks[5]})
     validate(some)
     assert some.precisions == (3, 5)
