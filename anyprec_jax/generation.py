@@ -183,7 +183,7 @@ def stream(
     params = jax.tree.map(jnp.asarray, model.params)  # NumPy leaves would be copied to the device at every step
     steps = prefill_steps(len(ids))
     room = max(_MIN_CACHE, _power_of_two(len(ids) + max_new_tokens))
-    cache = init_cache(model.config, batch=1, length=room, dtype=hidden_dtype(params))
+    cache = init_cache(model.config, batch=1, length=room, dtype=hidden_dtype(params), params=params)
     ends = {*model.config.eos_token_ids, *(model.tokenizer.eos_ids if model.tokenizer else ())}
     traced = {"key": jax.random.key(seed), "sampling": sampling}
     static = {"config": model.config, "precision": precision}

@@ -31,6 +31,7 @@ ROOMS = {
         "tokenizer",
         "text_stream",
         "models",
+        "sharding",
         "calibration",
         "sensitivity",
         "checkpoint",
