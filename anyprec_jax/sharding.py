@@ -36,7 +36,9 @@ def tensor_parallel_mesh(num_devices: int | None = None) -> Mesh:
     devices = jax.devices()
     wanted = len(devices) if num_devices is None else num_devices
     if not 1 <= wanted <= len(devices):
-        raise ValueError(f"the model should be split over 1 to {len(devices)} devices, as many as there are, got {wanted}")
+        raise ValueError(
+            f"the model should be split over 1 to {len(devices)} devices, as many as there are, got {wanted}"
+        )
     return Mesh(np.array(devices[:wanted]), (AXIS,))
 
 
@@ -54,7 +56,10 @@ def shard(model: Model, mesh: Mesh) -> Model:
     """
     if SPLIT in model.params:
         raise ValueError("the model is split over devices already")
-    layers = {name: natural(leaf) if isinstance(leaf, Matrix) else leaf for name, leaf in unfused(model.params["layers"]).items()}
+    layers = {
+        name: natural(leaf) if isinstance(leaf, Matrix) else leaf
+        for name, leaf in unfused(model.params["layers"]).items()
+    }
     params = {**model.params, "layers": layers}
     flat = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 

@@ -232,9 +232,7 @@ def layer_forward(
     if SPLIT in layer:
 
         def part(layer: Params, hidden: Array, lengths: Array, config: ModelConfig) -> Array:
-            return layer_forward(
-                layer, hidden, config, precision=precision, attention=attention, lengths=lengths
-            )
+            return layer_forward(layer, hidden, config, precision=precision, attention=attention, lengths=lengths)
 
         return on_every_part(part, layer, (hidden, lengths))
     positions = jnp.broadcast_to(jnp.arange(seq), (batch, seq))

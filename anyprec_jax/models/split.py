@@ -43,7 +43,9 @@ class Cut:
 
     by: CutBy = "nothing"
     takes_part: bool = False  # each device has its share of the columns of x, and not all of x
-    gives_part: bool = False  # each device is left with its share of the rows' outputs; never where it is cut by columns
+    gives_part: bool = (
+        False  # each device is left with its share of the rows' outputs; never where it is cut by columns
+    )
 
 
 @jax.tree_util.register_static

@@ -47,12 +47,43 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[int, int]]] = {
     ),
     # Two key heads for eight devices, each with norms of its own, and a vocabulary that does not divide.
     "few": (
-        {"num_heads": 8, "num_kv_heads": 2, "head_dim": 32, "family": "stablelm", "norm": "layer", "head_norm": "separate", "vocab_size": 260, "intermediate_size": 256},
+        {
+            "num_heads": 8,
+            "num_kv_heads": 2,
+            "head_dim": 32,
+            "family": "stablelm",
+            "norm": "layer",
+            "head_norm": "separate",
+            "vocab_size": 260,
+            "intermediate_size": 256,
+        },
         8,
         (2, 0),
     ),
     "experts": (
-        {"family": "mixtral", "normalized_experts": True, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "intermediate_size": 256, "num_experts": 4, "experts_per_token": 2},
+        {
+            "family": "mixtral",
+            "normalized_experts": True,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "head_dim": 32,
+            "intermediate_size": 256,
+            "num_experts": 4,
+            "experts_per_token": 2,
+        },
+        2,
+        (2 + 1, 1),
+    ),
+    # Stored in several chunks a plane.
+    "wide": (
+        {
+            "num_heads": 8,
+            "num_kv_heads": 8,
+            "head_dim": 128,
+            "hidden_size": 1024,
+            "intermediate_size": 2048,
+            "num_layers": 1,
+        },
         2,
         (2 + 1, 1),
     ),

@@ -7,9 +7,12 @@ import jax
 import numpy as np
 import tensorstore
 
+from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.checkpoint import load
+from anyprec_jax.models.model import Model
+from anyprec_jax.ops import cpu
 from anyprec_jax.sharding import tensor_parallel_mesh
-from tests.anyprec_jax.split_models import CASES, PRECISION, collectives, outcome, perplexities
+from tests.anyprec_jax.split_models import CASES, collectives, outcome, perplexities
 
 
 def bytes_read() -> int:
@@ -18,13 +21,24 @@ def bytes_read() -> int:
     return sum(value["value"] for metric in metrics for value in metric["values"])
 
 
+def planes_bytes(model: Model) -> list[int]:
+    """Of the planes that each device of this process holds."""
+    totals: dict[int, int] = {}
+    for leaf in (leaf for leaf in model.params["layers"].values() if isinstance(leaf, AnyPrecArray)):
+        for part in leaf.bitplanes.addressable_shards:
+            totals[part.device.id] = totals.get(part.device.id, 0) + part.data.nbytes
+    return list(totals.values())
+
+
 def main(arguments: list[str]) -> None:
-    """OUT FOLDER NAMES [NUMBER COUNT COORDINATOR]"""
+    """OUT FOLDER NAMES exact|native [NUMBER COUNT COORDINATOR]"""
     out, folder, names = Path(arguments[0]), Path(arguments[1]), arguments[2].split(",")
-    is_alone = len(arguments) == 3
+    if arguments[3] == "exact":
+        cpu.LIBRARY = Path("none")
+    is_alone = len(arguments) == 4
     if not is_alone:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(arguments[5], int(arguments[4]), int(arguments[3]))
+        jax.distributed.initialize(arguments[6], int(arguments[5]), int(arguments[4]))
     results = {}
     for name in names:
         before = bytes_read()
@@ -32,11 +46,12 @@ def main(arguments: list[str]) -> None:
         model = load(folder / name, mesh=mesh)
         results[f"{name} bytes"] = np.array(bytes_read() - before)
         results |= {f"{name} {key}": value for key, value in outcome(model).items()}
+        results[f"{name} planes"] = np.array(planes_bytes(model))
         if is_alone:
             results[f"{name} collectives"] = np.array(collectives(model))
         if not is_alone or name == "llama":
             results[f"{name} perplexities"] = perplexities(model)
-    np.savez(out, precision=np.array(PRECISION), **results)
+    np.savez(out, **results)
     if not is_alone:
         jax.distributed.shutdown()
 
