@@ -43,7 +43,7 @@ def tensor_parallel_mesh(num_devices: int | None = None) -> Mesh:
 
 
 def shard(model: Model, mesh: Mesh) -> Model:
-    """The model with its weights split over the devices along the axis "model" of a mesh: `forward`, `generate`, `evaluate` run on them all.
+    """The model with its weights split over the devices along the axis "model" of a mesh; `forward`, `generate` and `evaluate` run there.
 
     They compute what they compute on one device, but for the order in which products are summed. Linears that were fused are taken apart.
     Where there are fewer key heads than devices, each is repeated: the result is a model with more key heads that computes the same.

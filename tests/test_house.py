@@ -35,6 +35,7 @@ ROOMS = {
         "calibration",
         "sensitivity",
         "checkpoint",
+        "processes",
         "model_quantization",
         "sampling",
         "decoding",

@@ -110,7 +110,8 @@ def load_artefact(
       mesh: devices to split the model over, along their axis "model".
 
     Raises:
-      ValueError: a precision that is not stored; a mesh without that axis; a folder that is damaged, truncated, foreign, or of a newer version.
+      ValueError: a precision that is not stored; a mesh without that axis; a folder that is damaged, truncated, foreign, or of a newer
+        version.
     """
     manifest, config = read_description(path)
     wanted = checked_precisions(manifest.matrices, precisions, path)

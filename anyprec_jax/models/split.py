@@ -121,8 +121,8 @@ def plan(config: ModelConfig, quantized: Collection[str], mesh: Mesh) -> Split:
       quantized: the linears that are any-precision matrices: their columns are cut between words of 32.
       mesh: devices along its other axes compute the same.
 
-    Heads stay whole if the number of query or key heads does not divide, or queries and keys are normed over all heads: then the rows of the
-    three projections are split and their outputs gathered. The columns of the output and down projections are split where every device
+    Heads stay together if the number of query or key heads does not divide, or queries and keys are normed over all heads: then the rows of
+    the three projections are split and their outputs gathered. The columns of the output and down projections are split where every device
     gets as many words; otherwise their rows, with x and their outputs gathered. Experts are split like an MLP, every one of them, or not at
     all; their outputs are summed over devices once they are mixed. What does not divide at all is whole on every device.
 
@@ -173,7 +173,7 @@ def on_every_part(
     operands: Sequence[Any],
     *,
     in_specs: Sequence[Any] | None = None,
-    out_specs: Any = P(),
+    out_specs: Any = None,
 ) -> Any:
     """`function(params, *operands, config)` on every device, with its part of the weights and the settings it is to believe.
 
@@ -194,7 +194,7 @@ def on_every_part(
         local,
         mesh=split.mesh,
         in_specs=(split.specs(params), *specs),
-        out_specs=out_specs,
+        out_specs=P() if out_specs is None else out_specs,
         check_vma=False,  # custom calls say nothing of it
     )
     return mapped(params, *operands)
@@ -266,7 +266,8 @@ def _leaf_specs(leaf: Any, axis: int | None) -> Any:
 
 @_leaf_specs.register
 def _(leaf: AnyPrecArray, axis: int | None) -> Any:
-    books = {w: _spec(book.ndim, axis if axis == -2 else None) for w, book in leaf.codebooks.items()}
+    # Whatever kind they are, rows have codebooks of their own, and columns share them.
+    books = jax.tree.map(lambda book: _spec(book.ndim, axis if axis == -2 else None), leaf.codebooks)
     return dataclasses.replace(leaf, bitplanes=_spec(leaf.bitplanes.ndim, axis), codebooks=books)
 
 

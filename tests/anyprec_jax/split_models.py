@@ -1,7 +1,7 @@
 """Small models for tests on several devices, and what a process among several makes of an artefact."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.evaluate import evaluate
 from anyprec_jax.generation import generate
 from anyprec_jax.models.config import ModelConfig
-from anyprec_jax.models.decoder import forward, init_cache
+from anyprec_jax.models.decoder import KVCache, forward, init_cache
 from anyprec_jax.models.families import LAYERS, parameter_shapes
 from anyprec_jax.models.fusion import LINEARS
 from anyprec_jax.models.model import Model
@@ -19,6 +19,11 @@ from tests.anyprec_jax.tiny import byte_tokenizer
 
 PROMPT = np.random.default_rng(7).integers(0, 250, 11).tolist()
 PRECISION, NEW_TOKENS = 3, 6
+# Artefacts that processes make together: the calibration of each. A sum of two shares is that of two windows.
+QUANTIZED: dict[str, dict[str, int] | None] = {
+    "uniform": None,
+    "calibrated": {"num_sequences": 2, "sequence_length": 16},
+}
 _BASE: dict[str, Any] = {
     "vocab_size": 256,
     "hidden_size": 64,
@@ -117,26 +122,46 @@ def random_matrix(rng: np.random.Generator, shape: tuple[int, ...]) -> AnyPrecAr
     )
 
 
-def outcome(model: Model) -> dict[str, np.ndarray]:
-    """What is to be the same however a model lies: logits at every position, greedy tokens, perplexities."""
+class Outcome(NamedTuple):
+    """What a model makes of a prompt and of the greedy tokens after it."""
+
+    logits: np.ndarray  # at all of those
+    tokens: list[int]
+    collectives: tuple[
+        int, int
+    ]  # all-reduces and all-gathers in the text of the decode step: one layer is compiled for all
+
+
+def outcome(model: Model) -> Outcome:
+    """Compiles the pass over the prompt, and a step."""
+
+    def forward_(params: Any, tokens: jax.Array, cache: KVCache) -> Any:
+        return forward(params, tokens, model.config, precision=PRECISION, cache=cache)
+
     cache = init_cache(model.config, batch=1, length=64, params=model.params)
-    logits, _ = forward(model.params, np.array([PROMPT]), model.config, precision=PRECISION, cache=cache)
-    text = generate(model, PROMPT, precision=PRECISION, max_new_tokens=NEW_TOKENS)
-    return {"logits": np.asarray(logits), "tokens": np.array(text.tokens)}
+    prompt, token = jnp.array([PROMPT], jnp.int32), jnp.zeros((1, 1), jnp.int32)
+    step = jax.jit(forward_).lower(model.params, token, cache).compile()
+    logits, cache = jax.jit(forward_)(model.params, prompt, cache)
+    rows, tokens = [np.asarray(logits[0])], [int(jnp.argmax(logits[0, -1]))]
+    while len(tokens) < NEW_TOKENS:
+        logits, cache = step(model.params, jnp.full_like(token, tokens[-1]), cache)
+        rows.append(np.asarray(logits[0]))
+        tokens.append(int(jnp.argmax(logits[0, -1])))
+    return Outcome(np.concatenate(rows), tokens, collectives(step.as_text()))
+
+
+def written(model: Model) -> list[int]:
+    """Greedy tokens, as users have them."""
+    return generate(model, PROMPT, precision=PRECISION, max_new_tokens=NEW_TOKENS).tokens
 
 
 def perplexities(model: Model) -> np.ndarray:
+    """At two precisions, of a text that does not fill its last chunk."""
     results = evaluate(model, np.arange(30) * 7 % 250, precisions=[2, 4], sequence_length=16)
     return np.array([result.perplexity for result in results])
 
 
-def collectives(model: Model) -> tuple[int, int]:
-    """All-reduces and all-gathers of the compiled decode step, in the program's text: one layer is compiled for all."""
-    cache = init_cache(model.config, batch=1, length=64, params=model.params)
-
-    def step(params: Any, token: jax.Array, cache: Any) -> Any:
-        return forward(params, token, model.config, precision=PRECISION, cache=cache)
-
-    text = jax.jit(step, donate_argnums=2).lower(model.params, jnp.zeros((1, 1), jnp.int32), cache).compile().as_text()
-    assert not re.search(r"collective-permute|all-to-all|reduce-scatter", text)
+def collectives(text: str) -> tuple[int, int]:
+    """All-reduces and all-gathers of a compiled program; other collectives are not expected."""
+    assert not re.search(r" (collective-permute|all-to-all|reduce-scatter)(-start)?\(", text)
     return len(re.findall(r" all-reduce(?:-start)?\(", text)), len(re.findall(r" all-gather(?:-start)?\(", text))

@@ -1,4 +1,4 @@
-"""Loads artefacts onto several devices, of this process or of two, and writes what they compute to a file."""
+"""Loads artefacts onto several devices, of this process or of two, and writes what they compute to a file; two also quantize a model."""
 
 import sys
 from pathlib import Path
@@ -9,10 +9,12 @@ import tensorstore
 
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.checkpoint import load
+from anyprec_jax.config import QuantizeConfig
+from anyprec_jax.model_quantization import Calibration, quantize_model
 from anyprec_jax.models.model import Model
 from anyprec_jax.ops import cpu
 from anyprec_jax.sharding import tensor_parallel_mesh
-from tests.anyprec_jax.split_models import CASES, collectives, outcome, perplexities
+from tests.anyprec_jax.split_models import CASES, QUANTIZED, outcome, perplexities, written
 
 
 def bytes_read() -> int:
@@ -30,6 +32,16 @@ def planes_bytes(model: Model) -> list[int]:
     return list(totals.values())
 
 
+def quantized_both_ways(folder: Path) -> None:
+    """With the processes there are: weights alike, and by two windows, of which two processes measure one each."""
+    text = folder / "text.txt"
+    for name, calibration in QUANTIZED.items():
+        settings = None if calibration is None else Calibration(text=text, **calibration)
+        quantize_model(
+            folder / "plain", folder / name, QuantizeConfig(seed_precision=2, parent_precision=3), calibration=settings
+        )
+
+
 def main(arguments: list[str]) -> None:
     """OUT FOLDER NAMES exact|native [NUMBER COUNT COORDINATOR]"""
     out, folder, names = Path(arguments[0]), Path(arguments[1]), arguments[2].split(",")
@@ -45,12 +57,14 @@ def main(arguments: list[str]) -> None:
         mesh = tensor_parallel_mesh(CASES[name][1])
         model = load(folder / name, mesh=mesh)
         results[f"{name} bytes"] = np.array(bytes_read() - before)
-        results |= {f"{name} {key}": value for key, value in outcome(model).items()}
         results[f"{name} planes"] = np.array(planes_bytes(model))
         if is_alone:
-            results[f"{name} collectives"] = np.array(collectives(model))
-        if not is_alone or name == "llama":
+            results |= {f"{name} {key}": np.asarray(value) for key, value in outcome(model)._asdict().items()}
+        else:
+            results[f"{name} written"] = np.array(written(model))
             results[f"{name} perplexities"] = perplexities(model)
+    if not is_alone:
+        quantized_both_ways(folder)
     np.savez(out, **results)
     if not is_alone:
         jax.distributed.shutdown()
