@@ -104,8 +104,8 @@ def quantize_model(
         `quality`, or "best" without a calibration.
       OSError: not enough room, or no permission; another process has failed.
 
-    Memory: of each process, the weights in float32, their sensitivity in float32 (as much again for "fast"; for "best" k / n of that for every linear), and
-    the activations of one sequence.
+    Memory: of each process, the weights in float32, their sensitivity in float32 (as much again for "fast"; for "best" k / n of that for
+    every linear), and the activations of one sequence.
     """
     quality, joint = _checked_quality(quality, joint, calibration)
     if head_precision not in (affine.BITS, None):

@@ -1,7 +1,7 @@
 """Several processes that do one job through a folder that all of them see: who does what, and how they wait for each other.
 
-What one process has done lies in the folder, complete, under the name that the others wait for. `jax.distributed` tells the processes apart,
-and ends all of them when one dies.
+What one process has done lies in the folder, complete, under the name that the others wait for. `jax.distributed` tells the processes
+apart, and ends all of them when one dies.
 """
 
 import time

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
@@ -32,7 +33,12 @@ class TreeWriter:
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         """Begins a checkpoint that will hold arrays of these names, `layers/q_proj/bitplanes/0` say; all must be written."""
         self._folder = folder.absolute()
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        here = jax.process_index()  # of several processes one writes, and the others are not asked
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"{folder.name}-{here}"
+        )
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             stand_ins = nested({name: np.zeros(1, np.uint8) for name in names})
             checkpointer.save(self._folder, args=ocp.args.PyTreeSave(stand_ins))
         # The files are forced to the disk once, all together, before the folder gets its name.

@@ -37,9 +37,8 @@ def quantized_both_ways(folder: Path) -> None:
     text = folder / "text.txt"
     for name, calibration in QUANTIZED.items():
         settings = None if calibration is None else Calibration(text=text, **calibration)
-        quantize_model(
-            folder / "plain", folder / name, QuantizeConfig(seed_precision=2, parent_precision=3), calibration=settings
-        )
+        config = QuantizeConfig(seed_precision=2, parent_precision=3)
+        quantize_model(folder / "plain", folder / name, config, calibration=settings, quality="fast")
 
 
 def main(arguments: list[str]) -> None:

@@ -17,6 +17,7 @@ from anyprec_jax.checkpoint.tree import TreeReader
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.model_quantization import Calibration, quantize_model
 from anyprec_jax.ops import cpu
+from anyprec_jax.processes import wait_for
 from anyprec_jax.sharding import shard, tensor_parallel_mesh
 from tests.anyprec_jax.split_models import CASES, QUANTIZED, outcome, perplexities, random_model, written
 from tests.anyprec_jax.tiny import TEXT, quantized_tiny_model, save_tiny_model
@@ -57,6 +58,7 @@ def run(commands: Sequence[Sequence[str]], num_devices: int) -> None:
     finally:
         for process in processes:
             process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +124,16 @@ def test_a_process_reads_its_own_half(folder: Path, processes: list[Results]) ->
 def test_processes_quantize_what_one_does(name: str, folder: Path, tmp_path: Path) -> None:
     settings, config = QUANTIZED[name], QuantizeConfig(seed_precision=2, parent_precision=3)
     calibration = None if settings is None else Calibration(text=folder / "text.txt", **settings)
-    quantize_model(folder / "plain", tmp_path / "alone", config, calibration=calibration)
+    quantize_model(folder / "plain", tmp_path / "alone", config, calibration=calibration, quality="fast")
     jax.tree.map(np.testing.assert_array_equal, load(folder / name).params, load(tmp_path / "alone").params)
     assert not list(folder.glob(".*"))
+
+
+def test_who_waits_for_a_process_that_failed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    wait_for([tmp_path / "there"], tmp_path / "job")
+    with pytest.raises(ChildProcessError, match="job is gone: another process has failed"):
+        wait_for([tmp_path / "there", tmp_path / "missing"], tmp_path / "job")
 
 
 def test_a_model_on_one_device_of_a_mesh_can_be_saved(tmp_path: Path) -> None:
