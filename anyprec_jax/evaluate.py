@@ -28,7 +28,7 @@ from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.decoder import embed, layer_forward, unembed, with_kinds
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
-from anyprec_jax.models.split import PART, SPLIT, on_every_part
+from anyprec_jax.models.split import SHARE, SPLIT, on_every_device
 from anyprec_jax.ops import dequantize_layer
 
 Chunk: TypeAlias = tuple[np.ndarray, int]  # tokens int32 [seq], padded on the right, and how many of them are real
@@ -215,10 +215,10 @@ def _plain_layer(layers: dict[str, Any], index: Int32[Array, ""], *, precision: 
     if SPLIT in layers:
         specs = {name: layers[SPLIT].plain_spec(name, len(leaf.shape) - 1) for name, leaf in _arrays(layers).items()}
 
-        def part(layers: dict[str, Any], index: Array, config: ModelConfig) -> dict[str, Array]:
+        def share(layers: dict[str, Any], index: Array, config: ModelConfig) -> dict[str, Array]:
             return _plain_layer(_arrays(layers), index, precision=precision)
 
-        return {**on_every_part(part, layers, (index,), out_specs=specs), SPLIT: layers[SPLIT]}
+        return {**on_every_device(share, layers, (index,), out_specs=specs), SPLIT: layers[SPLIT]}
 
     def plain(stack: Any) -> Array:
         if precision is not None and isinstance(stack, Matrix):
@@ -230,7 +230,7 @@ def _plain_layer(layers: dict[str, Any], index: Int32[Array, ""], *, precision: 
 
 
 def _arrays(layers: dict[str, Any]) -> dict[str, Any]:
-    return {name: leaf for name, leaf in layers.items() if name not in (SPLIT, PART)}
+    return {name: leaf for name, leaf in layers.items() if name not in (SPLIT, SHARE)}
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -1,7 +1,7 @@
-"""A model on several devices, of one process or of many: every device holds its part of the weights and no more.
+"""A model on several devices, of one process or of many: every device holds its share of the weights and no more.
 
 `models.split` says how weights are cut and what devices tell each other. Here they are put where they belong: from memory (`shard`), or
-part by part from wherever they can be read (`placed`), as `checkpoint.load` does for an artefact.
+share by share from wherever they can be read (`placed`), as `checkpoint.load` does for an artefact.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def shard(model: Model, mesh: Mesh) -> Model:
     Raises:
       ValueError: the mesh has no axis "model", or the model is split already.
 
-    Memory: on every device its part; on the host, the model and one matrix.
+    Memory: on every device its share; on the host, the model and one matrix.
     """
     if SPLIT in model.params:
         raise ValueError("the model is split over devices already")
@@ -74,7 +74,7 @@ def shard(model: Model, mesh: Mesh) -> Model:
 def placed(
     config: ModelConfig, params: Mapping[str, Any], read: Reader, mesh: Mesh
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """Puts weights on their devices; of each leaf this process reads the parts of its own devices, each once.
+    """Puts weights on their devices; of each leaf this process reads the shares of its own devices, each once.
 
     Args:
       config: the model's.
@@ -103,11 +103,11 @@ def placed(
     return split.config, placed
 
 
-def _copies_of_key_heads(config: ModelConfig, parts: int) -> int:
+def _copies_of_key_heads(config: ModelConfig, num_devices: int) -> int:
     """How often each key head is repeated, so that every device has one."""
     heads, kv_heads = config.num_heads, config.num_kv_heads
-    fits = heads % parts == 0 and parts % kv_heads == 0 and config.head_norm != "joint"
-    return parts // kv_heads if fits else 1
+    fits = heads % num_devices == 0 and num_devices % kv_heads == 0 and config.head_norm != "joint"
+    return num_devices // kv_heads if fits else 1
 
 
 def _heads(name: str, num_axes: int, config: ModelConfig) -> tuple[int, int] | None:
@@ -127,20 +127,20 @@ def _array(
     heads: tuple[int, int] | None,
     times: int,
 ) -> jax.Array:
-    """The parts of an array that belong to devices of this process; devices with the same part read it once."""
+    """The shares of an array that belong to devices of this process; of devices with the same share one reads it."""
     if heads is not None:
         axis, rows = heads
         read = functools.partial(_with_copies, read, axis, rows, times)
         shape = (*shape[:axis], shape[axis] * times, *shape[axis + 1 :])
-    parts: dict[Any, np.ndarray] = {}
+    shares: dict[Any, np.ndarray] = {}
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def share(index: tuple[slice, ...]) -> np.ndarray:
         bounds = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
-        if bounds not in parts:
-            parts[bounds] = read(tuple(slice(*bound) for bound in bounds))
-        return parts[bounds]
+        if bounds not in shares:
+            shares[bounds] = read(tuple(slice(*bound) for bound in bounds))
+        return shares[bounds]
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    return jax.make_array_from_callback(shape, sharding, share)
 
 
 def _with_copies(

@@ -25,8 +25,8 @@ def load(path: str | Path, *, precisions: Sequence[int] | None = None, mesh: Mes
     Args:
       path: the folder or file.
       precisions: for a quantized model, those that will be asked for: planes and codebooks that none of them needs are not kept.
-      mesh: devices to split the model over (`sharding.shard`). Of an artefact or another Orbax folder, a process then reads the parts of
-        its own devices; other formats are read whole first.
+      mesh: devices to split the model over (`sharding.shard`). Of an artefact or another Orbax folder, a process then reads the shares
+        of its own devices; other formats are read whole first.
 
     Returns:
       The model, unquantized leaves in float32; `tokenizer` is None where there is none.

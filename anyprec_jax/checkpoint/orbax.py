@@ -24,8 +24,8 @@ from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.assembly import assembled, checked_precisions
 from anyprec_jax.checkpoint.atomic import published, require_free, require_room
 from anyprec_jax.checkpoint.manifest import Manifest, MatrixEntry
-from anyprec_jax.checkpoint.parts import split_params
 from anyprec_jax.checkpoint.source import Leaf, Source, affine_on_host, matrix_on_host, model_source
+from anyprec_jax.checkpoint.split_params import split_params
 from anyprec_jax.checkpoint.tree import TreeReader, TreeWriter, narrowest_dtype
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import LAYERS, config_from_huggingface, config_to_huggingface, parameter_shapes
@@ -100,7 +100,7 @@ def load_artefact(
 ) -> Model:
     """Reads an Orbax folder, only what the named precisions need, and checks every array against its checksum.
 
-    With a mesh, the model is split over its devices (`sharding.shard`), and only the parts of the devices of this process are read. Then
+    With a mesh, the model is split over its devices (`sharding.shard`), and only the shares of the devices of this process are read. Then
     arrays are checked that are read whole: checksums are of whole arrays.
 
     Args:

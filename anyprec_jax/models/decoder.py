@@ -52,7 +52,7 @@ from anyprec_jax.models.mlp import mlp
 from anyprec_jax.models.norms import normed
 from anyprec_jax.models.norms import rms_norm as rms_norm
 from anyprec_jax.models.rope import rotate
-from anyprec_jax.models.split import SPLIT, all_logits, has_split_vocabulary, on_every_part, own_rows
+from anyprec_jax.models.split import SPLIT, all_logits, has_split_vocabulary, on_every_device, own_rows
 from anyprec_jax.ops import matmul_affine
 
 Params: TypeAlias = Mapping[str, Any]
@@ -165,7 +165,7 @@ def embed(
 
 @functools.partial(jax.jit, static_argnames="config")
 def _embed_split(params: Params, tokens: Array, positions: Array, config: ModelConfig) -> Array:
-    return on_every_part(_embed, params, (tokens, positions))
+    return on_every_device(_embed, params, (tokens, positions))
 
 
 def _embed(params: Params, tokens: Array, positions: Array, config: ModelConfig) -> Array:
@@ -199,7 +199,7 @@ def unembed(
     """Logits of hidden states: the final norm and the output head."""
     if SPLIT in params:
         top = {name: leaf for name, leaf in params.items() if name != "layers"}
-        return on_every_part(unembed, top, (hidden,))
+        return on_every_device(unembed, top, (hidden,))
     states = normed(params, "final_norm", hidden, config)
     if "project_out" in params:
         states = linear(states, params["project_out"], None, None)
@@ -231,10 +231,10 @@ def layer_forward(
     lengths = jnp.full(batch, seq, jnp.int32) if lengths is None else lengths
     if SPLIT in layer:
 
-        def part(layer: Params, hidden: Array, lengths: Array, config: ModelConfig) -> Array:
+        def share(layer: Params, hidden: Array, lengths: Array, config: ModelConfig) -> Array:
             return layer_forward(layer, hidden, config, precision=precision, attention=attention, lengths=lengths)
 
-        return on_every_part(part, layer, (hidden, lengths))
+        return on_every_device(share, layer, (hidden, lengths))
     positions = jnp.broadcast_to(jnp.arange(seq), (batch, seq))
     kinds = rotations(config, positions, lengths)
     return _layer(layer, hidden, kinds, config, precision=precision, attention=_attention_of(config, attention))
@@ -272,7 +272,7 @@ def _whole_sequences(
 ) -> Array:
     if SPLIT in params:
         body = functools.partial(_whole_sequences, precision=precision, attention=attention)
-        return on_every_part(body, params, (tokens, lengths))
+        return on_every_device(body, params, (tokens, lengths))
     stacks, sliced = _split(with_kinds(params["layers"], config))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     kinds = rotations(config, positions, lengths)
@@ -301,7 +301,7 @@ def _continued_sequences(
         specs = KVCache(heads, heads, P())  # pyright: ignore[reportArgumentType]
         body = functools.partial(_continued_sequences, precision=precision, attention=attention)
         in_specs, out_specs = (P(), P(), specs), (P(), specs)
-        return on_every_part(body, params, (tokens, lengths, cache), in_specs=in_specs, out_specs=out_specs)
+        return on_every_device(body, params, (tokens, lengths, cache), in_specs=in_specs, out_specs=out_specs)
     batch, seq = tokens.shape
     room = cache.values.shape[3]
     offsets = jnp.arange(seq, dtype=jnp.int32)[None, :]

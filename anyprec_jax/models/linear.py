@@ -49,7 +49,7 @@ def dense_product(x: Float[Array, "*batch k"], weight: Float[Array, "n k"]) -> F
 
 
 def project(layer: Mapping[str, Any], name: str, x: Array, precision: int | None) -> Array:
-    """`x` through the linear of that name, or on a device that has a part of it, what `split` says."""
+    """`x` through the linear of that name, or on a device that has a share of it, what `split` says."""
     with jax.named_scope(name):
         product = linear(split.taken(layer, name, x), layer[name], None, precision)
         return split.gathered(layer, name, _biased(split.summed(layer, name, product), layer.get(f"{name}_bias")))

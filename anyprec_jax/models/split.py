@@ -1,6 +1,6 @@
 """How a model lies on several devices, and what they tell each other: tensor parallelism (Shoeybi et al., Megatron-LM, 2019).
 
-Every device computes a part of every layer. The rows of the query, key and value projections are split by whole heads, and those of gate
+Every device computes its share of every layer. The rows of the query, key and value projections are split by whole heads, and those of gate
 and up; what comes out stays split. The columns of the output and down projections are split likewise, so that every device multiplies
 what it has, and the products are summed over devices: two all-reduces a layer, and hidden states that all devices have whole. Embedding
 and head are split by rows of the vocabulary.
@@ -8,11 +8,10 @@ and head are split by rows of the vocabulary.
 A linear that cannot be cut this way is cut another (`plan` says when), at the price of an all-gather, or is whole on every device.
 
 A `Split` travels with the weights, under "split" in every level of the tree that `decoder` describes: whoever computes with them sees it,
-and runs on the devices of its mesh (`on_every_part`). There, each sees a `Part` in its place.
+and runs on the devices of its mesh (`on_every_device`). There, each sees a `Share` in its place.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -29,7 +28,7 @@ from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import LAYERS, parameter_shapes
 
 AXIS = "model"  # of the mesh, along which weights are split
-SPLIT, PART = "split", "part"
+SPLIT, SHARE = "split", "share"
 CutBy: TypeAlias = Literal["rows", "columns", "nothing"]
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
@@ -42,15 +41,13 @@ class Cut:
     """How one linear is computed by several devices."""
 
     by: CutBy = "nothing"
-    takes_part: bool = False  # each device has its share of the columns of x, and not all of x
-    gives_part: bool = (
-        False  # each device is left with its share of the rows' outputs; never where it is cut by columns
-    )
+    takes_share: bool = False  # each device has its share of the columns of x, and not all of x
+    gives_share: bool = False  # each device is left with the outputs of its rows
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Share:
     """What a device sees in place of a `Split`."""
 
     split: "Split"
@@ -68,16 +65,16 @@ class Split:
     has_split_vocabulary: bool
 
     @property
-    def parts(self) -> int:
+    def num_devices(self) -> int:
         """Devices that share the model."""
         return self.mesh.shape[AXIS]
 
     @property
-    def part_config(self) -> ModelConfig:
+    def share_config(self) -> ModelConfig:
         """What the decoder is to believe of the model on each device."""
         if not self.has_split_heads:
             return self.config
-        heads, kv_heads = self.config.num_heads // self.parts, self.config.num_kv_heads // self.parts
+        heads, kv_heads = self.config.num_heads // self.num_devices, self.config.num_kv_heads // self.num_devices
         return dataclasses.replace(self.config, num_heads=heads, num_kv_heads=kv_heads)
 
     @property
@@ -91,10 +88,13 @@ class Split:
 
     def specs(self, level: Mapping[str, Any]) -> dict[str, Any]:
         """A level of the tree with a `PartitionSpec` for every leaf; leaves may be of one layer or of all."""
-        nodes = {name: leaf for name, leaf in level.items() if isinstance(leaf, Split)}
-        nested = {name: self.specs(leaf) for name, leaf in level.items() if isinstance(leaf, Mapping)}
-        leaves = {name: leaf for name, leaf in level.items() if name not in nodes and name not in nested}
-        return {**nodes, **nested, **{name: _leaf_specs(leaf, self._axis_of(name)) for name, leaf in leaves.items()}}
+        specs: dict[str, Any] = {}
+        for name, leaf in level.items():
+            if isinstance(leaf, Split):
+                specs[name] = leaf
+            else:
+                specs[name] = self.specs(leaf) if isinstance(leaf, Mapping) else _specs(leaf, self._axis_of(name))
+        return specs
 
     def plain_spec(self, name: str, num_axes: int) -> P:
         """Of a parameter that is a plain array."""
@@ -117,7 +117,7 @@ def plan(config: ModelConfig, quantized: Collection[str], mesh: Mesh) -> Split:
     """How a model is split over the devices along the axis "model" of a mesh.
 
     Args:
-      config: the model's, key heads already repeated where there are fewer than devices (`with_enough_heads`).
+      config: the model's, key heads already repeated where there are fewer than devices (`sharding.placed` does).
       quantized: the linears that are any-precision matrices: their columns are cut between words of 32.
       mesh: devices along its other axes compute the same.
 
@@ -132,20 +132,20 @@ def plan(config: ModelConfig, quantized: Collection[str], mesh: Mesh) -> Split:
     if AXIS not in mesh.shape:
         raise ValueError(f"the mesh should have an axis {AXIS!r}, along which weights are split, got {mesh.axis_names}")
     mesh = Mesh(mesh.devices, mesh.axis_names)  # axes of which the compiler sees nothing until it is told
-    parts, shapes = mesh.shape[AXIS], parameter_shapes(config)
-    has_split_heads = divides(config, parts)
+    devices, shapes = mesh.shape[AXIS], parameter_shapes(config)
+    has_split_heads = divides(config, devices)
     cuts: dict[str, Cut] = {}
     for name in (name for name in (*_ATTENTION, *_INNER, *_OUTPUTS) if f"{LAYERS}{name}" in shapes):
         n, k = shapes[f"{LAYERS}{name}"][-2:]
-        has_rows, has_columns = n % parts == 0, k % (parts * (WORD_BITS if name in quantized else 1)) == 0
+        has_rows, has_columns = n % devices == 0, k % (devices * (WORD_BITS if name in quantized else 1)) == 0
         if name in _ATTENTION:
-            cuts[name] = Cut(by="rows" if has_rows else "nothing", gives_part=has_split_heads)
+            cuts[name] = Cut(by="rows" if has_rows else "nothing", gives_share=has_split_heads)
         elif name in _INNER:
-            cuts[name] = Cut(by="rows", gives_part=True) if has_rows else Cut()
+            cuts[name] = Cut(by="rows", gives_share=True) if has_rows else Cut()
         else:
-            takes_part = has_split_heads if name == "o_proj" else k % parts == 0
+            takes_share = has_split_heads if name == "o_proj" else k % devices == 0
             by = "columns" if has_columns else "rows" if has_rows else "nothing"
-            cuts[name] = Cut(by=by, takes_part=takes_part)
+            cuts[name] = Cut(by=by, takes_share=takes_share)
     if config.num_experts and cuts["down_proj"].by != "columns":
         cuts |= {name: Cut() for name in (*_INNER, "down_proj") if name in cuts}
     return Split(
@@ -153,7 +153,7 @@ def plan(config: ModelConfig, quantized: Collection[str], mesh: Mesh) -> Split:
         config=config,
         cuts=tuple(cuts.items()),
         has_split_heads=has_split_heads,
-        has_split_vocabulary=config.vocab_size % parts == 0,
+        has_split_vocabulary=config.vocab_size % devices == 0,
     )
 
 
@@ -162,12 +162,14 @@ def cut_axis(parameter: str) -> int:
     return -1 if parameter.removeprefix(LAYERS) in _OUTPUTS else -2
 
 
-def divides(config: ModelConfig, parts: int) -> bool:
+def divides(config: ModelConfig, num_devices: int) -> bool:
     """Whether attention can be computed head by head on so many devices."""
-    return config.num_heads % parts == 0 and config.num_kv_heads % parts == 0 and config.head_norm != "joint"
+    return (
+        config.num_heads % num_devices == 0 and config.num_kv_heads % num_devices == 0 and config.head_norm != "joint"
+    )
 
 
-def on_every_part(
+def on_every_device(
     function: Callable[..., Any],
     params: Mapping[str, Any],
     operands: Sequence[Any],
@@ -175,10 +177,10 @@ def on_every_part(
     in_specs: Sequence[Any] | None = None,
     out_specs: Any = None,
 ) -> Any:
-    """`function(params, *operands, config)` on every device, with its part of the weights and the settings it is to believe.
+    """`function(params, *operands, config)` on every device, with its share of the weights and the settings it is to believe.
 
     Args:
-      function: communicates as `taken`, `given` and the like do.
+      function: communicates by `taken`, `summed`, `gathered` and the other functions below.
       params: a level of the tree, with a `Split`.
       operands: whole on every device, unless `in_specs` says otherwise.
       in_specs: of the operands.
@@ -187,7 +189,7 @@ def on_every_part(
     split: Split = params[SPLIT]
 
     def local(params: Mapping[str, Any], *operands: Any) -> Any:
-        return function(_on_part(params, split), *operands, split.part_config)
+        return function(_share_of(params, split), *operands, split.share_config)
 
     specs = tuple(P() for _ in operands) if in_specs is None else tuple(in_specs)
     mapped = jax.shard_map(
@@ -200,14 +202,14 @@ def on_every_part(
     return mapped(params, *operands)
 
 
-def _on_part(level: Mapping[str, Any], split: Split) -> dict[str, Any]:
-    """A level of the tree as a device has it: `k` is static, and is that of the part."""
-    result: dict[str, Any] = {PART: Part(split)}
+def _share_of(level: Mapping[str, Any], split: Split) -> dict[str, Any]:
+    """A level of the tree as a device has it: `k` is static, and is that of the share."""
+    result: dict[str, Any] = {SHARE: Share(split)}
     for name, leaf in level.items():
         if isinstance(leaf, Mapping):
-            result[name] = _on_part(leaf, split)
+            result[name] = _share_of(leaf, split)
         elif isinstance(leaf, AnyPrecArray) and split.cut(name).by == "columns":
-            result[name] = dataclasses.replace(leaf, k=leaf.k // split.parts)
+            result[name] = dataclasses.replace(leaf, k=leaf.k // split.num_devices)
         elif name != SPLIT:
             result[name] = leaf
     return result
@@ -215,11 +217,11 @@ def _on_part(level: Mapping[str, Any], split: Split) -> dict[str, Any]:
 
 def taken(level: Mapping[str, Any], name: str, x: Array) -> Array:
     """The columns of a linear's input that this device multiplies."""
-    if (cut := _cut(level, name)) is None or (cut.by == "columns") == cut.takes_part:
+    if (cut := _cut(level, name)) is None or (cut.by == "columns") == cut.takes_share:
         return x
-    if cut.takes_part:
+    if cut.takes_share:
         return jax.lax.all_gather(x, AXIS, axis=x.ndim - 1, tiled=True)
-    size = x.shape[-1] // level[PART].split.parts
+    size = x.shape[-1] // level[SHARE].split.num_devices
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(AXIS) * size, size, axis=-1)
 
 
@@ -232,18 +234,18 @@ def summed(level: Mapping[str, Any], name: str, product: Array) -> Array:
 def gathered(level: Mapping[str, Any], name: str, outputs: Array) -> Array:
     """A linear's outputs, biases added, as who comes after it wants them."""
     cut = _cut(level, name)
-    if cut is None or cut.by != "rows" or cut.gives_part:
+    if cut is None or cut.by != "rows" or cut.gives_share:
         return outputs
     return jax.lax.all_gather(outputs, AXIS, axis=outputs.ndim - 1, tiled=True)
 
 
 def _cut(level: Mapping[str, Any], name: str) -> Cut | None:
-    return level[PART].split.cut(name) if PART in level else None
+    return level[SHARE].split.cut(name) if SHARE in level else None
 
 
 def has_split_vocabulary(level: Mapping[str, Any]) -> bool:
-    """Whether this device has a part of embedding and head."""
-    return PART in level and level[PART].split.has_split_vocabulary
+    """Whether this device has a share of embedding and head."""
+    return SHARE in level and level[SHARE].split.has_split_vocabulary
 
 
 def own_rows(ids: Array, rows: Callable[[Array], Array], num_rows: int) -> Array:
@@ -259,22 +261,15 @@ def all_logits(logits: Array) -> Array:
     return jax.lax.all_gather(logits, AXIS, axis=logits.ndim - 1, tiled=True)
 
 
-@functools.singledispatch
-def _leaf_specs(leaf: Any, axis: int | None) -> Any:
-    return _spec(jnp.ndim(leaf) if not hasattr(leaf, "ndim") else leaf.ndim, axis)
-
-
-@_leaf_specs.register
-def _(leaf: AnyPrecArray, axis: int | None) -> Any:
-    # Whatever kind they are, rows have codebooks of their own, and columns share them.
-    books = jax.tree.map(lambda book: _spec(book.ndim, axis if axis == -2 else None), leaf.codebooks)
-    return dataclasses.replace(leaf, bitplanes=_spec(leaf.bitplanes.ndim, axis), codebooks=books)
-
-
-@_leaf_specs.register
-def _(leaf: AffineArray, axis: int | None) -> Any:
-    row = P() if axis is None else P(AXIS)
-    return AffineArray(codes=row, scale=row, offset=row)  # pyright: ignore[reportArgumentType]
+def _specs(leaf: Any, axis: int | None) -> Any:
+    """Of an array, or of all leaves of a matrix."""
+    if isinstance(leaf, AnyPrecArray):
+        # Whatever kind they are, rows have codebooks of their own, and columns share them.
+        books = jax.tree.map(lambda book: _spec(book.ndim, axis if axis == -2 else None), leaf.codebooks)
+        return dataclasses.replace(leaf, bitplanes=_spec(leaf.bitplanes.ndim, axis), codebooks=books)
+    if isinstance(leaf, AffineArray):
+        return jax.tree.map(lambda _: P() if axis is None else P(AXIS), leaf)
+    return _spec(leaf.ndim, axis)
 
 
 def _spec(num_axes: int, axis: int | None) -> P:

@@ -1,4 +1,4 @@
-"""An Orbax folder read part by part onto the devices that a model is split over."""
+"""An Orbax folder read share by share onto the devices that a model is split over."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
