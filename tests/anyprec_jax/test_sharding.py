@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -16,6 +17,8 @@ from anyprec_jax import load, save
 from anyprec_jax.checkpoint.tree import TreeReader
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.model_quantization import Calibration, quantize_model
+from anyprec_jax.models.decoder import init_cache
+from anyprec_jax.models.layerwise import continue_layerwise
 from anyprec_jax.ops import cpu
 from anyprec_jax.processes import wait_for
 from anyprec_jax.sharding import shard, tensor_parallel_mesh
@@ -153,8 +156,19 @@ def test_what_cannot_be_split_is_said(tmp_path: Path) -> None:
     for attempt in (lambda: shard(model, other), lambda: load(tmp_path / "artefact", mesh=other)):
         with pytest.raises(ValueError, match=r"axis 'model'.*got \('data',\)"):
             attempt()
+    split = shard(model, tensor_parallel_mesh(1))
     with pytest.raises(ValueError, match="already"):
-        shard(shard(model, tensor_parallel_mesh(1)), tensor_parallel_mesh(1))
+        shard(split, tensor_parallel_mesh(1))
+    cache = init_cache(split.config, batch=1, length=8, params=split.params)
+    with pytest.raises(ValueError, match="without a mesh"):
+        continue_layerwise(
+            split.params,
+            jnp.array([1]),
+            split.config,
+            precision=2,
+            cache=cache,
+            attention=lambda layer, query, *_: query,
+        )
 
 
 def test_a_codebook_that_is_read_in_parts_must_be_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
