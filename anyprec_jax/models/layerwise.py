@@ -47,8 +47,8 @@ def continue_layerwise(
       attention: in the place of `dot_product_attention`, for whole layers.
 
     Raises:
-      ValueError: the model is split over devices, the cache has another number of rows than one, attention returns another shape than its query's, or the model caps its
-        scores or has a window that the text leaves, of which `attention` would know nothing.
+      ValueError: the model is split over devices, the cache has another number of rows than one, attention returns another shape than its
+        query's, or the model caps its scores or has a window that the text leaves, of which `attention` would know nothing.
     """
     if cache.lengths.shape != (1,):
         raise ValueError(f"cache: wanted that of one text, got lengths of shape {cache.lengths.shape}")
