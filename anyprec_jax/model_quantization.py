@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -354,7 +355,8 @@ def _measure_together(
     if number == 0 and not whole.exists():
         sums = [_sum_folder(place, len(share)) for place, share in zip(folders, shares, strict=True)]
         wait_for(sums, folder)
-        total = {name: sum(np.load(part / f"{name}.npy") for part in sums) for name in linears(model.params["layers"])}
+        names = linears(model.params["layers"])
+        total = {name: functools.reduce(np.add, (np.load(part / f"{name}.npy") for part in sums)) for name in names}
         _save_sum(folder, total, len(windows))
     wait_for([whole], folder)
     return _measure_sensitivity(model, windows, kind, folder, progress)  # which finds it done

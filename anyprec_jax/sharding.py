@@ -134,7 +134,7 @@ def _array(
         shape = (*shape[:axis], shape[axis] * times, *shape[axis + 1 :])
     shares: dict[Any, np.ndarray] = {}
 
-    def share(index: tuple[slice, ...]) -> np.ndarray:
+    def share(index: Any) -> np.ndarray:
         bounds = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
         if bounds not in shares:
             shares[bounds] = read(tuple(slice(*bound) for bound in bounds))

@@ -231,7 +231,8 @@ def compiled_split_step(devices: Any) -> Any:
     from anyprec_jax.models.split import SPLIT, plan, shardings
     from anyprec_jax.sampling import checked_sampling
 
-    config, shape = ModelConfig(**LLAMA_1B), jax.ShapeDtypeStruct
+    config = ModelConfig(**LLAMA_1B)
+    shape: Any = jax.ShapeDtypeStruct
     params: dict[str, Any] = {"layers": {}}
     for path, sizes in parameter_shapes(config).items():
         level, name = (params["layers"], path.removeprefix(LAYERS)) if path.startswith(LAYERS) else (params, path)

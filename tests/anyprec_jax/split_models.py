@@ -147,7 +147,7 @@ def outcome(model: Model) -> Outcome:
         logits, cache = step(model.params, jnp.full_like(token, tokens[-1]), cache)
         rows.append(np.asarray(logits[0]))
         tokens.append(int(jnp.argmax(logits[0, -1])))
-    return Outcome(np.concatenate(rows), tokens, collectives(step.as_text()))
+    return Outcome(np.concatenate(rows), tokens, collectives(step.as_text() or ""))
 
 
 def written(model: Model) -> list[int]:
