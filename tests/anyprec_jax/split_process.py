@@ -1,7 +1,9 @@
-"""Loads artefacts onto several devices, of this process or of two, and writes what they compute to a file; two also quantize a model."""
+"""Models on several devices, of this process or of two, beside one device; what they compute is written to a file."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,32 +43,41 @@ def quantized_both_ways(folder: Path) -> None:
         quantize_model(folder / "plain", folder / name, config, calibration=settings, quality="fast")
 
 
-def main(arguments: list[str]) -> None:
-    """OUT FOLDER NAMES exact|native [NUMBER COUNT COORDINATOR]"""
-    out, folder, names = Path(arguments[0]), Path(arguments[1]), arguments[2].split(",")
-    if arguments[3] == "exact":
-        cpu.LIBRARY = Path("none")
-    is_alone = len(arguments) == 4
-    if not is_alone:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(arguments[6], int(arguments[5]), int(arguments[4]))
-    results = {}
+def simulated(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """In exact arithmetic, of every case what several devices make of it, and what one does."""
+    cpu.LIBRARY = Path("none")
+    results: dict[str, Any] = {}
     for name in names:
-        before = bytes_read()
-        mesh = tensor_parallel_mesh(CASES[name][1])
-        model = load(folder / name, mesh=mesh)
-        results[f"{name} bytes"] = np.array(bytes_read() - before)
-        results[f"{name} planes"] = np.array(planes_bytes(model))
-        if is_alone:
-            results |= {f"{name} {key}": np.asarray(value) for key, value in outcome(model)._asdict().items()}
-        else:
-            results[f"{name} written"] = np.array(written(model))
-            results[f"{name} perplexities"] = perplexities(model)
-    if not is_alone:
-        quantized_both_ways(folder)
-    np.savez(out, **results)
-    if not is_alone:
-        jax.distributed.shutdown()
+        split = load(folder / name, mesh=tensor_parallel_mesh(CASES[name][1]))
+        results[f"{name} planes"] = planes_bytes(split)
+        for who, model in (("devices", split), ("one", load(folder / name))):
+            results |= {f"{name} {who} {key}": value for key, value in outcome(model)._asdict().items()}
+    return results
+
+
+def shared(folder: Path) -> dict[str, Any]:
+    """With the native product, what processes make of a case, and what the first makes of it alone; all quantize a model together."""
+    before = bytes_read()
+    split = load(folder / "wide", mesh=tensor_parallel_mesh())
+    results: dict[str, Any] = {"bytes": bytes_read() - before}
+    results |= {"devices tokens": written(split), "devices perplexities": perplexities(split)}
+    quantized_both_ways(folder)
+    if jax.process_index() == 0:
+        model = load(folder / "wide")
+        results |= {"one tokens": written(model), "one perplexities": perplexities(model)}
+    return results
+
+
+def main(arguments: list[str]) -> None:
+    """OUT FOLDER, and the NAMES of cases for many devices, or NUMBER COUNT COORDINATOR of a process among several"""
+    out, folder, *rest = arguments
+    if len(rest) == 1:
+        np.savez(out, **simulated(Path(folder), rest[0].split(",")))
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(rest[2], int(rest[1]), int(rest[0]))
+    np.savez(out, **shared(Path(folder)))
+    jax.distributed.shutdown()
 
 
 if __name__ == "__main__":
