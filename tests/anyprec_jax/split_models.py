@@ -132,22 +132,25 @@ class Outcome(NamedTuple):
     ]  # all-reduces and all-gathers in the text of the decode step: one layer is compiled for all
 
 
-def outcome(model: Model) -> Outcome:
-    """Compiles the pass over the prompt, and a step."""
+def outcome(model: Model, width: int = 4) -> Outcome:
+    """Through one program, which takes `width` tokens at most: pieces of the prompt, or one token after the other."""
 
-    def forward_(params: Any, tokens: jax.Array, cache: KVCache) -> Any:
-        return forward(params, tokens, model.config, precision=PRECISION, cache=cache)
+    def step(params: Any, tokens: jax.Array, lengths: jax.Array, cache: KVCache) -> Any:
+        return forward(params, tokens, model.config, precision=PRECISION, cache=cache, lengths=lengths)
 
     cache = init_cache(model.config, batch=1, length=64, params=model.params)
-    prompt, token = jnp.array([PROMPT], jnp.int32), jnp.zeros((1, 1), jnp.int32)
-    step = jax.jit(forward_).lower(model.params, token, cache).compile()
-    logits, cache = jax.jit(forward_)(model.params, prompt, cache)
-    rows, tokens = [np.asarray(logits[0])], [int(jnp.argmax(logits[0, -1]))]
+    row, count = jnp.zeros((1, width), jnp.int32), jnp.zeros(1, jnp.int32)
+    compiled = jax.jit(step).lower(model.params, row, count, cache).compile()
+    pieces = [PROMPT[start : start + width] for start in range(0, len(PROMPT), width)]
+    rows, tokens = [], []
     while len(tokens) < NEW_TOKENS:
-        logits, cache = step(model.params, jnp.full_like(token, tokens[-1]), cache)
-        rows.append(np.asarray(logits[0]))
-        tokens.append(int(jnp.argmax(logits[0, -1])))
-    return Outcome(np.concatenate(rows), tokens, collectives(step.as_text() or ""))
+        piece = pieces.pop(0) if pieces else tokens[-1:]
+        row = jnp.asarray([piece + [0] * (width - len(piece))], jnp.int32)
+        logits, cache = compiled(model.params, row, jnp.asarray([len(piece)], jnp.int32), cache)
+        rows.append(np.asarray(logits[0, : len(piece)]))
+        if not pieces:
+            tokens.append(int(rows[-1][-1].argmax()))
+    return Outcome(np.concatenate(rows), tokens, collectives(compiled.as_text() or ""))
 
 
 def written(model: Model) -> list[int]:
@@ -156,8 +159,8 @@ def written(model: Model) -> list[int]:
 
 
 def perplexities(model: Model) -> np.ndarray:
-    """At two precisions, of a text that does not fill its last chunk."""
-    results = evaluate(model, np.arange(30) * 7 % 250, precisions=[2, 4], sequence_length=16)
+    """Of a text that does not fill its last chunk."""
+    results = evaluate(model, np.arange(30) * 7 % 250, precisions=[PRECISION], sequence_length=16)
     return np.array([result.perplexity for result in results])
 
 

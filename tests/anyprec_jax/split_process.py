@@ -50,8 +50,11 @@ def simulated(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         split = load(folder / name, mesh=tensor_parallel_mesh(CASES[name][1]))
         results[f"{name} planes"] = planes_bytes(split)
-        for who, model in (("devices", split), ("one", load(folder / name))):
-            results |= {f"{name} {who} {key}": value for key, value in outcome(model)._asdict().items()}
+        whole = load(folder / name)
+        # Few tokens go through the experts that they choose, one after the other; more through all.
+        for case, width in ((name, 4), *([(f"{name} by token", 1)] if name == "experts" else [])):
+            for who, model in (("devices", split), ("one", whole)):
+                results |= {f"{case} {who} {key}": value for key, value in outcome(model, width)._asdict().items()}
     return results
 
 

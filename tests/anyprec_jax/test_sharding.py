@@ -84,7 +84,7 @@ def processes(folder: Path) -> list[Results]:
     return [np.load(file) for file in files]
 
 
-@pytest.mark.parametrize("name", SIMULATED)
+@pytest.mark.parametrize("name", [*SIMULATED, "experts by token"])
 def test_devices_compute_what_one_does(name: str, simulated: Results) -> None:
     got, want = ({key: simulated[f"{name} {who} {key}"] for key in ("tokens", "logits")} for who in ("devices", "one"))
     assert got["tokens"].tolist() == want["tokens"].tolist()
