@@ -29,3 +29,5 @@ from anyprec_jax.ops import matmul as matmul
 from anyprec_jax.ops import matmul_mixed as matmul_mixed
 from anyprec_jax.quantization import quantize as quantize
 from anyprec_jax.quantization import quantize_jointly as quantize_jointly
+from anyprec_jax.sharding import shard as shard
+from anyprec_jax.sharding import tensor_parallel_mesh as tensor_parallel_mesh

@@ -29,6 +29,7 @@ from anyprec_jax.models.decoder import embed, layer_forward, unembed, with_kinds
 from anyprec_jax.models.expansion import expanded
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
+from anyprec_jax.models.split import SHARE, SPLIT, on_every_device
 from anyprec_jax.ops import dequantize_layer
 
 Chunk: TypeAlias = tuple[np.ndarray, int]  # tokens int32 [seq], padded on the right, and how many of them are real
@@ -213,6 +214,13 @@ def _next(tokens: Int32[np.ndarray, " seq"]) -> Int32[np.ndarray, " seq"]:
 @functools.partial(jax.jit, static_argnames="precision")
 def _plain_layer(layers: dict[str, Any], index: Int32[Array, ""], *, precision: int | None) -> dict[str, Array]:
     """One layer's parameters as plain float32 arrays, its matrices as `precision` bits have them."""
+    if SPLIT in layers:
+        specs = {name: layers[SPLIT].plain_spec(name, len(leaf.shape) - 1) for name, leaf in _arrays(layers).items()}
+
+        def share(layers: dict[str, Any], index: Array, config: ModelConfig) -> dict[str, Array]:
+            return _plain_layer(_arrays(layers), index, precision=precision)
+
+        return {**on_every_device(share, layers, (index,), out_specs=specs), SPLIT: layers[SPLIT]}
 
     def plain(stack: Any) -> Array:
         if precision is not None and isinstance(stack, Matrix):
@@ -221,6 +229,10 @@ def _plain_layer(layers: dict[str, Any], index: Int32[Array, ""], *, precision: 
         return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return {name: plain(stack) for name, stack in layers.items()}
+
+
+def _arrays(layers: dict[str, Any]) -> dict[str, Any]:
+    return {name: leaf for name, leaf in layers.items() if name not in (SPLIT, SHARE)}
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -185,7 +185,7 @@ def stream(
     params["layers"] = expanded(params["layers"], precision)
     steps = prefill_steps(len(ids))
     room = max(_MIN_CACHE, _power_of_two(len(ids) + max_new_tokens))
-    cache = init_cache(model.config, batch=1, length=room, dtype=hidden_dtype(params))
+    cache = init_cache(model.config, batch=1, length=room, dtype=hidden_dtype(params), params=params)
     ends = {*model.config.eos_token_ids, *(model.tokenizer.eos_ids if model.tokenizer else ())}
     traced = {"key": jax.random.key(seed), "sampling": sampling}
     static = {"config": model.config, "precision": precision}
@@ -274,10 +274,13 @@ class _Device:
         return token
 
     def following(self, at_most: int) -> list[int]:
-        """The next block of tokens, at least one: as many as take `_BLOCK_S`, judging by those before."""
+        """The next block of tokens, at least one: as many as take `_BLOCK_S`, judging by those before.
+
+        Of several processes each has a clock of its own, and all must ask for the same: a block is then as long as it can be.
+        """
         assert self._decode is not None
         size = 1 if self._decoded == 0 else decoding.MAX_BLOCK
-        if self.decode_s > 0:
+        if self.decode_s > 0 and jax.process_count() == 1:
             size = max(1, min(int(_BLOCK_S * self._decoded / self.decode_s), size))
         started = time.perf_counter()
         count = jnp.int32(min(size, at_most))

@@ -5,15 +5,20 @@ Work in progress lives in one hidden folder beside the destination:
     .NAME.quantizing/run.json              what is being made: another command must not continue it
     .NAME.quantizing/sensitivity-00012/    the sensitivity summed over the first 12 sequences, one .npy a linear
     .NAME.quantizing/layer-00007.npz       a finished layer
+    .NAME.quantizing/share-00001/          of several processes, what the second one sums
 
 Every entry is written under another name and then renamed, so that what exists is complete. The same command run again continues from
 there and ends with the same arrays; the artefact itself appears in one rename.
+
+Several processes (`jax.distributed`) share one job where they see the same folder: sequences and layers are dealt out, the first process
+adds up and writes the artefact.
 """
 
 import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -41,6 +46,7 @@ from anyprec_jax.joint_codes import JointSettings
 from anyprec_jax.models.families import parameter_shapes
 from anyprec_jax.models.fusion import LINEARS, linears
 from anyprec_jax.models.model import Model, with_affine_head
+from anyprec_jax.processes import meet, processes, wait_for
 from anyprec_jax.quantization import FLOAT16_OVERFLOW, quantize, quantize_jointly
 
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -91,16 +97,20 @@ def quantize_model(
       head_precision: 8 stores the embedding, and the output head where that is another matrix, as affine rows; None leaves them
         as they are.
       codebooks: "compact" stores those of a row in 92 bytes for 3 to 8 bits instead of 1,008 (`compaction.compact`).
-      progress: told (phase, steps done, steps in all) after every sequence and every layer.
+      progress: told (phase, steps done, steps in all) after every sequence and every layer, of this process where there are several.
+
+    With several processes, each makes this call with the same arguments, and it returns in all when the artefact is there. Without a
+    calibration its arrays are those of one process, bit for bit; with one, so many sums of sensitivity are added up as there are processes,
+    which round otherwise.
 
     Raises:
       FileExistsError: something else is at `out`, or an unfinished run with other settings.
       ValueError: unusable source or text; NaN or infinite weights (layer, row and column are named); another `head_precision`,
         `quality` or kind of `codebooks`, or "best" without a calibration.
-      OSError: not enough room, or no permission.
+      OSError: not enough room, or no permission; another process has failed.
 
-    Memory: the weights in float32, their sensitivity in float32 (as much again for "fast"; for "best" k / n of that for every linear), and
-    the activations of one sequence.
+    Memory: of each process, the weights in float32, their sensitivity in float32 (as much again for "fast"; for "best" k / n of that for
+    every linear), and the activations of one sequence.
     """
     quality, joint = _checked_quality(quality, joint, calibration)
     if head_precision not in (affine.BITS, None):
@@ -114,12 +124,18 @@ def quantize_model(
     provenance = _provenance(source, config, quality, joint, head_precision, calibration, windows)
     if codebooks != "float16":
         provenance["quantization"]["codebooks"] = codebooks
-    if _is_finished(out, provenance):
+    is_finished = _is_finished(out, provenance)
+    meet("destination seen")  # before anybody may have written it
+    if is_finished:
         shutil.rmtree(_staging(out), ignore_errors=True)
         return
     with _run_folder(out, provenance, _bytes_needed(model, config, quality)) as folder:
-        scores = None if windows is None else _measure_sensitivity(model, windows, _KIND[quality], folder, progress)
+        scores = None if windows is None else _measure_together(model, windows, _KIND[quality], folder, progress)
         _quantize_layers(model, scores, config, joint, folder, progress)
+        if not processes().is_first:
+            wait_for([out], folder)
+            return
+        wait_for([_layer_file(folder, layer) for layer in range(model.config.num_layers)], folder)
         unrouted = unrouted_experts(scores)
         del scores  # it and the plain weights go before their successors come: the peak is in the middle, not here
         model = _without_linears(model)
@@ -227,6 +243,8 @@ def _provenance(
             "seed": calibration.seed,
             "tokens_sha256": hashlib.sha256(windows.tobytes()).hexdigest(),
         }
+        if (count := processes().count) > 1:
+            described["calibration"]["processes"] = count
     return described
 
 
@@ -259,6 +277,11 @@ def _staging(out: Path) -> Path:
 def _run_folder(out: Path, provenance: dict[str, Any], bytes_needed: int) -> Iterator[Path]:
     """The folder of this run, new or continued, locked against a second process."""
     folder = _staging(out)
+    if not processes().is_first:
+        meet("run folder")
+        with _removed_after_errors(folder):
+            yield folder
+        return
     is_new = not folder.exists()
     if is_new:
         require_room(out.parent, bytes_needed)
@@ -272,11 +295,9 @@ def _run_folder(out: Path, provenance: dict[str, Any], bytes_needed: int) -> Ite
         _claim(folder, provenance)
         for leftover in (*folder.glob("*.partial"), *out.parent.glob(f".{out.name}.*.partial")):
             _remove(leftover)
-        try:
+        meet("run folder")
+        with _removed_after_errors(folder):
             yield folder
-        except ValueError:  # it would come again: what is there is of no use
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
             message = f"{folder}: the disk is full: make room and repeat the command, which continues from there"
@@ -284,6 +305,16 @@ def _run_folder(out: Path, provenance: dict[str, Any], bytes_needed: int) -> Ite
         raise
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _removed_after_errors(folder: Path) -> Iterator[None]:
+    """A ValueError would come again: what is there is of no use."""
+    try:
+        yield
+    except ValueError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _claim(folder: Path, provenance: dict[str, Any]) -> None:
@@ -303,7 +334,7 @@ def _claim(folder: Path, provenance: dict[str, Any]) -> None:
 
 
 def _bytes_needed(model: Model, config: QuantizeConfig, quality: Quality) -> int:
-    """Upper bound of what the run and its result take: two sums of sensitivity, the layers, and the artefact."""
+    """Upper bound of what the run and its result take: two sums of sensitivity (and two of each process), the layers, and the artefact."""
     weights = linears(model.params["layers"]).values()
     summed = sensitivity.nbytes(model.params, _KIND[quality])
     rows = sum(leaf.size // leaf.shape[-1] for leaf in weights)
@@ -312,7 +343,31 @@ def _bytes_needed(model: Model, config: QuantizeConfig, quality: Quality) -> int
         sum(leaf.size // leaf.shape[-1] * (-(-leaf.shape[-1] // 32) * 4) for leaf in weights) * config.parent_precision
     )
     rest = sum(leaf.nbytes for name, leaf in model.params.items() if name != "layers")
-    return 2 * summed + 2 * (planes + codebooks) + rest
+    sums = 2 if processes().count == 1 else 2 + 2 * processes().count
+    return sums * summed + 2 * (planes + codebooks) + rest
+
+
+def _measure_together(
+    model: Model, windows: np.ndarray, kind: sensitivity.Kind, folder: Path, progress: Progress
+) -> dict[str, np.ndarray]:
+    """The sensitivity summed over all windows, of which each process measures as many; memory-mapped."""
+    number, count = processes()
+    if count == 1:
+        return _measure_sensitivity(model, windows, kind, folder, progress)
+    shares = [windows[i::count] for i in range(min(count, len(windows)))]
+    folders = [folder / f"share-{i:05d}" for i in range(len(shares))]
+    whole = _sum_folder(folder, len(windows))
+    if number < len(shares) and not whole.exists():
+        folders[number].mkdir(exist_ok=True)
+        _measure_sensitivity(model, shares[number], kind, folders[number], progress)
+    if number == 0 and not whole.exists():
+        sums = [_sum_folder(place, len(share)) for place, share in zip(folders, shares, strict=True)]
+        wait_for(sums, folder)
+        names = linears(model.params["layers"])
+        total = {name: functools.reduce(np.add, (np.load(part / f"{name}.npy") for part in sums)) for name in names}
+        _save_sum(folder, total, len(windows))
+    wait_for([whole], folder)
+    return _measure_sensitivity(model, windows, kind, folder, progress)  # which finds it done
 
 
 def _measure_sensitivity(
@@ -371,7 +426,8 @@ def _quantize_layers(
     progress: Progress,
 ) -> None:
     layers = {name: np.asarray(leaf) for name, leaf in linears(model.params["layers"]).items()}
-    for layer in range(model.config.num_layers):
+    number, count = processes()
+    for layer in range(number, model.config.num_layers, count):
         file = _layer_file(folder, layer)
         if not file.exists():
             arrays: dict[str, np.ndarray] = {}

@@ -4,7 +4,8 @@
     make aot AOT=--record       write the record anew
 
 For TPU, VLIW bundles of one step of the kernel per 1024 weights, a static estimate of cycles that knows no waiting for memory;
-registers spilled, likewise; and whether XLA copies the planes before the kernel. For GPU, registers of a thread, bytes it spills,
+registers spilled, likewise; and whether XLA copies the planes before the kernel. A decode step of a model split over four chips is compiled
+too: how often they communicate, the step's layer counted once for all layers. For GPU, registers of a thread, bytes it spills,
 and shared memory, by ptxas. `make aot` installs the compilers, which need no device and no driver, in an environment of their own.
 """
 
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,18 @@ ROWS = (1, 8)  # of x
 DTYPES = ("bfloat16", "float32")
 N, K, LAYERS = 4096, 4096, 16
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "v4": "v4:2x2x1"}
+SPLIT_PRECISION = 4
+LLAMA_1B = {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_layers": 16,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "tie_embeddings": True,
+}
 Figures = dict[str, dict[str, float]]  # what was compiled -> name of the figure -> its value; less is better
 
 
@@ -148,6 +162,7 @@ def tpu_figures() -> Iterator[tuple[str, dict[str, float]]]:
     from anyprec_jax.ops import pallas_tpu
     from anyprec_jax.ops.tuning import tpu_tiles
 
+    yield from split_figures()
     for chip, topology in TOPOLOGIES.items():
         device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
         for precision, rows, dtype in cases():
@@ -170,6 +185,85 @@ def tpu_figures() -> Iterator[tuple[str, dict[str, float]]]:
                     "copies_of_planes": copies_of_planes(executable.as_text()),
                 },
             )
+
+
+def split_figures() -> Iterator[tuple[str, dict[str, float]]]:
+    """Decoding on a 2x2 topology, of a model of the shapes of Llama 3.2 1B: what chips tell each other, and what they need memory for."""
+    from jax.experimental import topologies
+
+    for chip in ("v5e", "v6e"):
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
+        executable = compiled_split_step(devices)
+        text, memory = executable.as_text(), executable.memory_analysis()
+        yield (
+            f"{chip} 2x2, a decode step at {SPLIT_PRECISION} bits",
+            {
+                "all_reduces_in_a_layer": len(
+                    re.findall(r"sequences.*while/body.*psum", collectives(text, "all-reduce"))
+                ),
+                "all_reduces": collectives(text, "all-reduce").count("\n"),
+                "all_gathers": collectives(text, "all-gather").count("\n"),
+                "other_collectives": collectives(text, "(?:all-to-all|collective-permute|reduce-scatter)").count("\n"),
+                "copies_of_planes": copies_of_planes(text),
+                "argument_bytes_per_chip": memory.argument_size_in_bytes,
+            },
+        )
+
+
+def collectives(hlo: str, kind: str) -> str:
+    """The lines of a program that begin a collective operation."""
+    return "".join(f"{line}\n" for line in hlo.splitlines() if re.search(rf" {kind}(?:-start)?\(", line))
+
+
+def compiled_split_step(devices: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from anyprec_jax import decoding
+    from anyprec_jax.affine import AffineArray
+    from anyprec_jax.array import AnyPrecArray
+    from anyprec_jax.models.config import ModelConfig
+    from anyprec_jax.models.decoder import init_cache
+    from anyprec_jax.models.families import LAYERS, parameter_shapes
+    from anyprec_jax.models.fusion import LINEARS
+    from anyprec_jax.models.split import SPLIT, plan, shardings
+    from anyprec_jax.sampling import checked_sampling
+
+    config = ModelConfig(**LLAMA_1B)
+    shape: Any = jax.ShapeDtypeStruct
+    params: dict[str, Any] = {"layers": {}}
+    for path, sizes in parameter_shapes(config).items():
+        level, name = (params["layers"], path.removeprefix(LAYERS)) if path.startswith(LAYERS) else (params, path)
+        level[name] = shape(sizes, jnp.float32)
+        if name in LINEARS:
+            layers, n, k = sizes
+            books = {w: shape((layers, n, 2**w), jnp.float16) for w in PRECISIONS}
+            level[name] = AnyPrecArray(shape((layers, 8, n, k // 32), jnp.uint32), books, 2, 8, k)
+        elif name == "embedding":
+            rows = shape(sizes[:1], jnp.float32)
+            level[name] = AffineArray(shape(sizes, jnp.uint8), rows, rows)
+    mesh = Mesh(np.array(devices).reshape(-1), ("model",))
+    split = plan(config, LINEARS, mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def placed(leaf: Any, sharding: Any = whole) -> Any:
+        return shape(leaf.shape, leaf.dtype, sharding=sharding)
+
+    params = jax.tree.map(placed, params, shardings(params, split))
+    params["layers"][SPLIT] = params[SPLIT] = split
+    heads = NamedSharding(mesh, split.cache_spec)
+    cache = jax.eval_shape(lambda: init_cache(config, batch=1, length=2048))
+    cache = type(cache)(placed(cache.keys, heads), placed(cache.values, heads), placed(cache.lengths))
+    rest = jax.eval_shape(lambda: (jnp.int32(0), jnp.zeros(2, jnp.int32), jax.random.key(0), checked_sampling()))
+    token, ends, key, sampling = jax.tree.map(placed, rest)
+    # Which kernels there are is asked of the devices that are here.
+    with unittest.mock.patch("jax.default_backend", lambda: "tpu"):
+        traced = decoding.decode.trace(
+            params, token, token, ends, cache, key=key, sampling=sampling, config=config, precision=SPLIT_PRECISION
+        )
+        return traced.lower(lowering_platforms=("tpu",)).compile()
 
 
 def gpu_figures() -> Iterator[tuple[str, dict[str, float]]]:

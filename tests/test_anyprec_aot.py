@@ -1,6 +1,6 @@
 """How `make aot` compares compilers' figures with the record, and reads them."""
 
-from benchmarks.anyprec_aot import copies_of_planes, count_bundles, count_spills, worse
+from benchmarks.anyprec_aot import collectives, copies_of_planes, count_bundles, count_spills, worse
 
 RECORDED = {"v5e 3 bits": {"bundles": 100.0, "spills": 0.0}, "h100 3 bits": {"registers": 40}}
 
@@ -50,3 +50,15 @@ def test_spills_are_summed_over_bundles():
 def test_copies_of_the_planes_are_seen():
     hlo = "%copy.1 = u32[16,8,4096,128]{3,2,1,0} copy(%p)\n%copy.2 = bf16[16,8]{1,0} copy(%x)"
     assert copies_of_planes(hlo) == 1
+
+
+def test_collectives_are_counted_where_they_begin() -> None:
+    hlo = """
+  %psum.46 = f32[1,1,2048]{2,1,0} all-reduce(%fusion.30), channel_id=1
+  %start = (f32[8], f32[8]) all-reduce-start(%fusion.31), channel_id=2
+  %done = f32[8] all-reduce-done(%start)
+  %gathered = f32[32] all-gather(%fusion.32), dimensions={0}
+  %sum = f32[8] fusion(%all-reduce.15), kind=kLoop
+"""
+    assert collectives(hlo, "all-reduce").count("\n") == 2
+    assert collectives(hlo, "all-gather").count("\n") == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from jax.sharding import Mesh
 
 from anyprec_jax.affine import AffineArray
 from anyprec_jax.checkpoint import export_record, gguf, huggingface, manifest, upstream
@@ -13,29 +14,36 @@ from anyprec_jax.checkpoint.atomic import require_free
 from anyprec_jax.checkpoint.orbax import is_quantized, load_artefact, save_artefact
 from anyprec_jax.checkpoint.source import CodebookKind, Source, plain_source, with_codebooks
 from anyprec_jax.models.model import Model
+from anyprec_jax.sharding import shard
 
 TARGETS = ("huggingface", "orbax", "upstream", "artefact")  # what `export` writes
 
 
-def load(path: str | Path, *, precisions: Sequence[int] | None = None) -> Model:
+def load(path: str | Path, *, precisions: Sequence[int] | None = None, mesh: Mesh | None = None) -> Model:
     """Reads a model: an artefact or another Orbax folder, a checkpoint of the paper's authors, a Hugging Face folder
     (safetensors) or a GGUF file.
 
     Args:
       path: the folder or file.
       precisions: for a quantized model, those that will be asked for: planes and codebooks that none of them needs are not kept.
+      mesh: devices to split the model over (`sharding.shard`). Of an artefact or another Orbax folder, a process then reads the shares
+        of its own devices; other formats are read whole first.
 
     Returns:
       The model, unquantized leaves in float32; `tokenizer` is None where there is none.
 
     Raises:
       FileNotFoundError: nothing is there.
-      ValueError: not a model, a damaged one, an unsupported architecture, or `precisions` of a model that is not quantized.
+      ValueError: not a model, a damaged one, an unsupported architecture, or `precisions` of a model that is not quantized; a mesh
+        without an axis "model".
     """
     path = Path(path)
-    match _format_of(path):
+    kind = _format_of(path)
+    if mesh is not None and kind != "orbax":
+        return shard(load(path, precisions=precisions), mesh)
+    match kind:
         case "orbax":
-            return load_artefact(path, precisions=precisions)
+            return load_artefact(path, precisions=precisions, mesh=mesh)
         case "upstream":
             return upstream.load_folder(path, precisions=precisions)
         case _ if precisions is not None:

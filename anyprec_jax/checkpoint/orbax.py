@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from anyprec_jax import affine
 from anyprec_jax.affine import AffineArray
@@ -32,11 +33,13 @@ from anyprec_jax.checkpoint.source import (
     matrix_on_host,
     model_source,
 )
+from anyprec_jax.checkpoint.split_params import split_params
 from anyprec_jax.checkpoint.tree import TreeReader, TreeWriter, narrowest_dtype
 from anyprec_jax.compact_codebooks import codebooks_of, leaf_shapes, row_bytes
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import LAYERS, config_from_huggingface, config_to_huggingface, parameter_shapes
 from anyprec_jax.models.model import HEADS, Model
+from anyprec_jax.models.split import cut_axis
 from anyprec_jax.tokenizer import Tokenizer
 
 _CHECKPOINT = "checkpoint"
@@ -101,19 +104,30 @@ def write_folder(path: Path, source: Source, *, provenance: Mapping[str, Any], n
         manifests.write(folder, Manifest(matrices=dict(source.matrices), arrays=arrays, provenance=dict(provenance)))
 
 
-def load_artefact(path: Path, *, precisions: Sequence[int] | None = None, dtype: Any = jnp.float32) -> Model:
+def load_artefact(
+    path: Path, *, precisions: Sequence[int] | None = None, dtype: Any = jnp.float32, mesh: Mesh | None = None
+) -> Model:
     """Reads an Orbax folder, only what the named precisions need, and checks every array against its checksum.
+
+    With a mesh, the model is split over its devices (`sharding.shard`), and only the shares of the devices of this process are read. Then
+    arrays are checked that are read whole: checksums are of whole arrays.
 
     Args:
       path: the folder.
       precisions: those that will be asked for; None means all. Planes above the highest are not read, nor are other codebooks.
       dtype: of the leaves that are not quantized.
+      mesh: devices to split the model over, along their axis "model".
 
     Raises:
-      ValueError: a precision that is not stored; a folder that is damaged, truncated, foreign, or of a newer version.
+      ValueError: a precision that is not stored; a mesh without that axis; a folder that is damaged, truncated, foreign, or of a newer
+        version.
     """
     manifest, config = read_description(path)
     wanted = checked_precisions(manifest.matrices, precisions, path)
+    if mesh is not None:
+        reader = TreeReader(path / _CHECKPOINT, manifest.arrays)
+        config, params = split_params(config, manifest, reader, wanted, dtype, mesh)
+        return Model(config=config, params=params, tokenizer=Tokenizer.from_folder(path))
     names = [name for name in manifest.arrays if _is_needed(name, manifest, wanted)]
     reader = TreeReader(path / _CHECKPOINT, manifest.arrays)
     leaves = {name: reader.read(name) for name in names}
@@ -235,7 +249,8 @@ def _write_matrix(writer: TreeWriter, name: str, shape: tuple[int, ...], source:
         for part, values in parts.items():
             values = np.asarray(values)
             if layer == 0:
-                writer.create(f"{name}/{part}", values.dtype, (shape[0], *values.shape))
+                axis = cut_axis(name) if part.startswith("bitplanes") else -2
+                writer.create(f"{name}/{part}", values.dtype, (shape[0], *values.shape), axis=axis)
             writer.write(f"{name}/{part}", values, layer)
 
 
@@ -258,7 +273,7 @@ def _write_plain(writer: TreeWriter, name: str, shape: tuple[int, ...], source: 
         dtype = narrowest_dtype(lambda: map(values, layers), dtype)
     for layer in layers:
         if layer == 0:
-            writer.create(name, dtype, shape)
+            writer.create(name, dtype, shape, axis=cut_axis(name))
         writer.write(name, values(layer).astype(dtype, copy=False), layer)
 
 

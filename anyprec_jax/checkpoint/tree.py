@@ -2,7 +2,7 @@
 
 Orbax itself saves and restores whole trees. Here it writes its own metadata, over stand-ins of one byte; the arrays then go where it
 looks for them, through TensorStore, which it writes with as well: zarr arrays in one OCDBT store. An array of several axes is
-stored in chunks of one layer, and of a part of its rows where these are many, so that a reader of some layers or rows reads no others.
+stored in chunks of one layer, and of a part of its rows (or columns) where these are many, so that a reader of some reads no others.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
@@ -19,8 +20,9 @@ from anyprec_jax.checkpoint.manifest import ArrayEntry, array_entry
 
 _INDEX_CACHE_BYTES = 32 << 20
 _STAGED_BYTES = 16 << 20  # written in one transaction: each writes the index of the store anew
-_CHUNK_BYTES = 512 << 10  # fewer are not split further
-_MOST_PARTS = 64
+# Parts of a layer of an array: as many as devices often are, unless those are small, and more where those are large.
+_FEW_PARTS, _SMALL_BYTES = 8, 64 << 10
+_MOST_PARTS, _LARGE_BYTES = 64, 512 << 10
 _NARROW = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))  # what plain arrays may be stored as, if nothing is lost
 _ZARR_DTYPES = {"bfloat16": "bfloat16", "uint8": "|u1", "uint32": "<u4", "float16": "<f2", "float32": "<f4"}
 
@@ -31,7 +33,12 @@ class TreeWriter:
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         """Begins a checkpoint that will hold arrays of these names, `layers/q_proj/bitplanes/0` say; all must be written."""
         self._folder = folder.absolute()
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        here = jax.process_index()  # of several processes one writes, and the others are not asked
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"{folder.name}-{here}"
+        )
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             stand_ins = nested({name: np.zeros(1, np.uint8) for name in names})
             checkpointer.save(self._folder, args=ocp.args.PyTreeSave(stand_ins))
         # The files are forced to the disk once, all together, before the folder gets its name.
@@ -41,12 +48,12 @@ class TreeWriter:
         self._transaction = tensorstore.Transaction()
         self._staged_bytes = 0
 
-    def create(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        """Makes room for an array, to be written layer by layer: its first axis is the layers'."""
+    def create(self, name: str, dtype: np.dtype, shape: tuple[int, ...], *, axis: int = -2) -> None:
+        """Makes room for an array, to be written layer by layer: its first axis is the layers'. Chunks divide `axis`."""
         spec = _spec(self._folder, name) | {
             "metadata": {
                 "shape": shape,
-                "chunks": chunk_shape(shape, dtype.itemsize),
+                "chunks": chunk_shape(shape, dtype.itemsize, axis=axis),
                 "dtype": _ZARR_DTYPES[dtype.name],
                 "compressor": {"id": "zstd", "level": 1},
             },
@@ -132,6 +139,15 @@ class TreeReader:
                 raise self._mismatch(name)
         return values
 
+    def read_part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of an array, of which only the chunks that it touches are read. Its values have no checksum, unless it is all of it.
+
+        Raises:
+          ValueError: as for `read`.
+        """
+        is_all = all(s == slice(0, size) for s, size in zip(index, self._entries[name].shape, strict=True))
+        return self.read(name) if is_all else self._read(name, index)
+
     def _read(self, name: str, index: Any) -> np.ndarray:
         try:
             return self._store(name)[index].read().result()
@@ -153,21 +169,17 @@ class TreeReader:
         return ValueError(f"{self._path} is damaged: {name} does not match its checksum in the manifest")
 
 
-def chunk_shape(shape: tuple[int, ...], itemsize: int) -> list[int]:
+def chunk_shape(shape: tuple[int, ...], itemsize: int, *, axis: int = -2) -> list[int]:
     """One layer, and an even share of its rows, so that devices that split the rows among them read a chunk each or more.
 
-    Arrays of one or two axes have no layers: they are split by rows.
+    Arrays of one or two axes have no layers. With an `axis` of -1, the columns are shared out instead.
     """
     chunk = [1, *shape[1:]] if len(shape) > 2 else list(shape)
-    row_axis = max(len(shape) - 2, 0)
     parts = 1
-    while (
-        len(shape) > 1
-        and parts < _MOST_PARTS
-        and chunk[row_axis] % 2 == 0
-        and np.prod(chunk, dtype=object) * itemsize > _CHUNK_BYTES
-    ):
-        chunk[row_axis] //= 2
+    while len(shape) > 1 and parts < _MOST_PARTS and chunk[axis] % 2 == 0:
+        if np.prod(chunk, dtype=object) * itemsize <= (_SMALL_BYTES if parts < _FEW_PARTS else _LARGE_BYTES):
+            break
+        chunk[axis] //= 2
         parts *= 2
     return [max(size, 1) for size in chunk]
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from anyprec_jax.cli.arguments import AsJson, ModelPath, note_missing_native_op, print_json
+from anyprec_jax.cli.arguments import AsJson, Devices, ModelPath, load_model, note_missing_native_op, print_json
 from anyprec_jax.cli.progress import progress_bars
 from bandwise_commands.errors import messages, reporting_errors
 
@@ -21,6 +21,7 @@ def evaluate(
     reference: Annotated[Path | None, typer.Option(help="The unquantized model, for the KL divergence.")] = None,
     sequence_length: Annotated[int, typer.Option(help="Tokens in a chunk; a chunk's first is not scored.")] = 512,
     max_tokens: Annotated[int | None, typer.Option(help="Score the first N tokens only.")] = None,
+    devices: Devices = None,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity, and KL divergence (nats per token) from the unquantized model, at each precision."""
@@ -29,7 +30,7 @@ def evaluate(
     from anyprec_jax.checkpoint import load
 
     note_missing_native_op()
-    subject = load(model, precisions=precision)
+    subject = load_model(model, precision, devices)
     if subject.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, and scoring text needs one")
     if max_tokens is not None and max_tokens < 2:

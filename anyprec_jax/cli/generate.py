@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anyprec_jax.cli.arguments import AsJson, ModelPath, note_missing_native_op, print_json
+from anyprec_jax.cli.arguments import AsJson, Devices, ModelPath, load_model, note_missing_native_op, print_json
 from bandwise_commands.errors import reporting_errors
 
 
@@ -22,14 +22,14 @@ def generate(
     min_p: Annotated[float | None, typer.Option(help="Drop what is this much less likely than the best.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeat for several.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    devices: Devices = None,
     as_json: AsJson = False,
 ) -> None:
     """Write text, as it comes."""
     from anyprec_jax import generation
-    from anyprec_jax.checkpoint import load
 
     note_missing_native_op()
-    subject = load(model, precisions=None if precision is None else [precision])
+    subject = load_model(model, None if precision is None else [precision], devices)
     options: dict[str, Any] = {
         "precision": precision if precision is not None else generation.highest_precision(subject),
         "max_new_tokens": max_new_tokens,

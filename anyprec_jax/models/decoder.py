@@ -17,6 +17,8 @@ and where `ModelConfig` calls for them:
 
 `families.parameter_shapes` spells them out. A layer has the norms that are there, and `ModelConfig` says the rest.
 
+A model on several devices has a `Split` beside its weights, and computes where they are (`split`).
+
 Each linear is an array or an `AnyPrecArray`, which is then read at the `precision` that the caller names; compact codebooks are decoded
 once a call (`expansion.expanded` does so once for many). Embedding and head are
 arrays or `AffineArray`s. Hidden states have the dtype of the embedding, float32 if it is affine; norms, rotations, softmax and logits
@@ -30,6 +32,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32
 
@@ -50,6 +54,7 @@ from anyprec_jax.models.mlp import mlp
 from anyprec_jax.models.norms import normed
 from anyprec_jax.models.norms import rms_norm as rms_norm
 from anyprec_jax.models.rope import rotate
+from anyprec_jax.models.split import SPLIT, all_logits, has_split_vocabulary, on_every_device, own_rows
 from anyprec_jax.ops import matmul_affine
 
 Params: TypeAlias = Mapping[str, Any]
@@ -67,10 +72,18 @@ class KVCache(NamedTuple):
     lengths: Int32[Array, " batch"]
 
 
-def init_cache(config: ModelConfig, *, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-    """An empty cache with room for `length` tokens in each of `batch` rows."""
+def init_cache(
+    config: ModelConfig, *, batch: int, length: int, dtype: DTypeLike = jnp.float32, params: Params | None = None
+) -> KVCache:
+    """An empty cache with room for `length` tokens in each of `batch` rows; on their devices, if `params` are split."""
     keys, values = _cache_shapes(config, batch=batch, length=length)
-    return KVCache(jnp.zeros(keys, dtype), jnp.zeros(values, dtype), jnp.zeros(batch, jnp.int32))
+    split = None if params is None else params.get(SPLIT)
+    heads, whole = (None, None) if split is None else (NamedSharding(split.mesh, s) for s in (split.cache_spec, P()))
+    return KVCache(
+        jnp.zeros(keys, dtype, device=heads),
+        jnp.zeros(values, dtype, device=heads),
+        jnp.zeros(batch, jnp.int32, device=whole),
+    )
 
 
 def _cache_shapes(config: ModelConfig, *, batch: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -149,16 +162,29 @@ def embed(
     positions: Int[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch hidden"]:
     """The embeddings of tokens: no other rows are read. Positions count from 0 along the last axis if they are not given."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape) if positions is None else positions
+    return (_embed_split if SPLIT in params else _embed)(params, tokens, positions, config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _embed_split(params: Params, tokens: Array, positions: Array, config: ModelConfig) -> Array:
+    return on_every_device(_embed, params, (tokens, positions))
+
+
+def _embed(params: Params, tokens: Array, positions: Array, config: ModelConfig) -> Array:
     known = jnp.clip(tokens, 0, config.vocab_size - 1)
     embedding = params["embedding"]
-    rows = dequantize_rows(embedding, known) if isinstance(embedding, AffineArray) else jnp.asarray(embedding)[known]
+
+    def rows_of(ids: Array) -> Array:
+        return dequantize_rows(embedding, ids) if isinstance(embedding, AffineArray) else jnp.asarray(embedding)[ids]
+
+    rows = own_rows(known, rows_of, embedding.shape[0]) if has_split_vocabulary(params) else rows_of(known)
     if config.embedding_scale != 1.0:
         rows = rows * jnp.asarray(config.embedding_scale, rows.dtype)
     if "project_in" in params:
         rows = linear(rows, params["project_in"], None, None)
     if not config.learned_positions:
         return rows
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape) if positions is None else positions
     learned = jnp.clip(positions + config.position_offset, 0, config.num_positions - 1)
     return rows + jnp.asarray(params["position_embedding"])[learned].astype(rows.dtype)
 
@@ -174,12 +200,17 @@ def unembed(
     params: Params, hidden: Float[Array, "*batch hidden"], config: ModelConfig
 ) -> Float32[Array, "*batch vocab"]:
     """Logits of hidden states: the final norm and the output head."""
+    if SPLIT in params:
+        top = {name: leaf for name, leaf in params.items() if name != "layers"}
+        return on_every_device(unembed, top, (hidden,))
     states = normed(params, "final_norm", hidden, config)
     if "project_out" in params:
         states = linear(states, params["project_out"], None, None)
     head = params["embedding" if config.tie_embeddings else "head"]
     is_affine = isinstance(head, AffineArray)
     logits = matmul_affine(states, head) if is_affine else dense_product(states, jnp.asarray(head).astype(states.dtype))
+    if has_split_vocabulary(params):
+        logits = all_logits(logits)
     return logits if config.logit_cap is None else config.logit_cap * jnp.tanh(logits / config.logit_cap)
 
 
@@ -201,6 +232,12 @@ def layer_forward(
     """
     batch, seq, _ = hidden.shape
     lengths = jnp.full(batch, seq, jnp.int32) if lengths is None else lengths
+    if SPLIT in layer:
+
+        def share(layer: Params, hidden: Array, lengths: Array, config: ModelConfig) -> Array:
+            return layer_forward(layer, hidden, config, precision=precision, attention=attention, lengths=lengths)
+
+        return on_every_device(share, layer, (hidden, lengths))
     positions = jnp.broadcast_to(jnp.arange(seq), (batch, seq))
     kinds = rotations(config, positions, lengths)
     return _layer(layer, hidden, kinds, config, precision=precision, attention=_attention_of(config, attention))
@@ -236,6 +273,9 @@ def _attention_of(config: ModelConfig, attention: Attention | None) -> Attention
 def _whole_sequences(
     params: Params, tokens: Array, lengths: Array, config: ModelConfig, *, precision: int | None, attention: Attention
 ) -> Array:
+    if SPLIT in params:
+        body = functools.partial(_whole_sequences, precision=precision, attention=attention)
+        return on_every_device(body, params, (tokens, lengths))
     stacks, sliced = _split(with_kinds(params["layers"], config))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     kinds = rotations(config, positions, lengths)
@@ -259,6 +299,12 @@ def _continued_sequences(
     precision: int | None,
     attention: Attention,
 ) -> tuple[Array, KVCache]:
+    if SPLIT in params:
+        heads = params[SPLIT].cache_spec
+        specs = KVCache(heads, heads, P())  # pyright: ignore[reportArgumentType]
+        body = functools.partial(_continued_sequences, precision=precision, attention=attention)
+        in_specs, out_specs = (P(), P(), specs), (P(), specs)
+        return on_every_device(body, params, (tokens, lengths, cache), in_specs=in_specs, out_specs=out_specs)
     batch, seq = tokens.shape
     room = cache.values.shape[3]
     offsets = jnp.arange(seq, dtype=jnp.int32)[None, :]

@@ -21,6 +21,7 @@ from anyprec_jax.models.decoder import (
 )
 from anyprec_jax.models.expansion import expanded
 from anyprec_jax.models.layer_kinds import rotation_of, rotations, with_kinds
+from anyprec_jax.models.split import SPLIT
 
 # (layer, query [seq, heads, head_dim], key [kv, kv_heads, head_dim], value like key) -> [seq, heads, head_dim]. Query s stands at
 # position kv - seq + s and may see every position up to its own. It is scaled already.
@@ -47,11 +48,13 @@ def continue_layerwise(
       attention: in the place of `dot_product_attention`, for whole layers.
 
     Raises:
-      ValueError: the cache has another number of rows than one, attention returns another shape than its query's, or the model caps its
-        scores or has a window that the text leaves, of which `attention` would know nothing.
+      ValueError: the model is split over devices, the cache has another number of rows than one, attention returns another shape than its
+        query's, or the model caps its scores or has a window that the text leaves, of which `attention` would know nothing.
     """
     if cache.lengths.shape != (1,):
         raise ValueError(f"cache: wanted that of one text, got lengths of shape {cache.lengths.shape}")
+    if SPLIT in params:
+        raise ValueError("attention outside the compiled layers sees all heads: load the model without a mesh")
     filled = int(cache.lengths[0])
     if config.score_cap is not None or (config.window is not None and filled + len(tokens) > config.window):
         raise ValueError(

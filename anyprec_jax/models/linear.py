@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from anyprec_jax.array import Matrix
+from anyprec_jax.models import split
 from anyprec_jax.models.observed import Observed, observed_product
 from anyprec_jax.ops import matmul
 
@@ -39,7 +40,7 @@ def linear(
         product = observed_product(x, weight.weight.astype(x.dtype), weight.moment).astype(x.dtype)
     else:
         product = dense_product(x, jnp.asarray(weight).astype(x.dtype)).astype(x.dtype)
-    return product if bias is None else product + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    return _biased(product, bias)
 
 
 def dense_product(x: Float[Array, "*batch k"], weight: Float[Array, "n k"]) -> Float32[Array, "*batch n"]:
@@ -48,6 +49,11 @@ def dense_product(x: Float[Array, "*batch k"], weight: Float[Array, "n k"]) -> F
 
 
 def project(layer: Mapping[str, Any], name: str, x: Array, precision: int | None) -> Array:
-    """`x` through the linear of that name."""
+    """`x` through the linear of that name, or on a device that has a share of it, what `split` says."""
     with jax.named_scope(name):
-        return linear(x, layer[name], layer.get(f"{name}_bias"), precision)
+        product = linear(split.taken(layer, name, x), layer[name], None, precision)
+        return split.gathered(layer, name, _biased(split.summed(layer, name, product), layer.get(f"{name}_bias")))
+
+
+def _biased(product: Array, bias: Array | None) -> Array:
+    return product if bias is None else product + bias.astype(product.dtype).reshape((1,) * (product.ndim - 1) + (-1,))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Float32, Int
 from anyprec_jax.array import Matrix
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.linear import StackedMatrix, dense_product, project
+from anyprec_jax.models.split import summed
 from anyprec_jax.ops import flat_stack
 
 _ACTIVATIONS = {
@@ -36,7 +37,7 @@ def mlp(
     weights, experts = route(dense_product(rows, jnp.asarray(layer["router"]).astype(x.dtype)), config)
     few = rows.shape[0] * config.experts_per_token <= config.num_experts
     mixed = (_by_choice if few else _by_expert)(layer, rows, weights, experts, config, precision)
-    return mixed.astype(x.dtype).reshape(x.shape)
+    return summed(layer, "down_proj", mixed).astype(x.dtype).reshape(x.shape)
 
 
 def route(

@@ -269,6 +269,10 @@ MISTAKES = {
     "generate too much": (("generate", "{artefact}", "--prompt", "a", "--max-new-tokens", "999"), "context of 256"),
     "generate a chat without template": (("generate", "{artefact}", "--prompt", "a", "--chat"), "no chat template"),
     "generate cold": (("generate", "{artefact}", "--prompt", "a", "--temperature", "-1"), "temperature"),
+    "devices that are not there": (
+        ("generate", "{artefact}", "--prompt", "a", "--devices", "99"),
+        "split over 1 to",
+    ),
     "export precision 9": (("export", "{artefact}", "{out}", "--precision", "9"), "holds 3, 4, 5, 6"),
     "export a dense model": (("export", "{tiny}", "{out}", "--precision", "4"), "no precisions"),
     "export onto something": (("export", "{artefact}", "{in}/taken", "--precision", "4"), "taken already exists"),
