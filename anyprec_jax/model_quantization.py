@@ -4,7 +4,7 @@ Work in progress lives in one hidden folder beside the destination:
 
     .NAME.quantizing/run.json              what is being made: another command must not continue it
     .NAME.quantizing/sensitivity-00012/    the sensitivity summed over the first 12 sequences, one .npy a linear
-    .NAME.quantizing/layer-00007.npz       a finished layer
+    .NAME.quantizing/layer-00007.npz       a finished layer, and what each precision costs its linears
 
 Every entry is written under another name and then renamed, so that what exists is complete. The same command run again continues from
 there and ends with the same arrays; the artefact itself appears in one rename.
@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anyprec_jax import affine, sensitivity
+from anyprec_jax.allocation import matrix_errors
 from anyprec_jax.array import AnyPrecArray, Matrix
 from anyprec_jax.calibration import mixed_windows, read_text
 from anyprec_jax.checkpoint import load
@@ -39,6 +40,7 @@ from anyprec_jax.joint_codes import JointSettings
 from anyprec_jax.models.families import parameter_shapes
 from anyprec_jax.models.fusion import LINEARS, linears
 from anyprec_jax.models.model import Model, with_affine_head
+from anyprec_jax.models.precision_map import QuantizationErrors
 from anyprec_jax.quantization import FLOAT16_OVERFLOW, quantize, quantize_jointly
 
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -77,6 +79,9 @@ def quantize_model(
 ) -> None:
     """Quantizes every linear of the decoder layers, and embedding and head, and writes an artefact.
 
+    With a calibration the artefact also says what each precision costs each linear (`allocation.quantization_errors`), so that it can be
+    read at fractional precisions.
+
     Args:
       source: a Hugging Face folder or a GGUF file.
       out: the artefact; must not exist, unless it is the finished result of this very command, which is then left as it is.
@@ -111,7 +116,7 @@ def quantize_model(
         return
     with _run_folder(out, provenance, _bytes_needed(model, config, quality)) as folder:
         scores = None if windows is None else _measure_sensitivity(model, windows, _KIND[quality], folder, progress)
-        _quantize_layers(model, scores, config, joint, folder, progress)
+        _quantize_layers(model, scores, _KIND[quality], config, joint, folder, progress)
         unrouted = unrouted_experts(scores)
         del scores  # it and the plain weights go before their successors come: the peak is in the middle, not here
         model = _without_linears(model)
@@ -357,6 +362,7 @@ def _save_sum(folder: Path, total: sensitivity.Sensitivity, done: int) -> None:
 def _quantize_layers(
     model: Model,
     scores: dict[str, np.ndarray] | None,
+    kind: sensitivity.Kind,
     config: QuantizeConfig,
     joint: JointSettings | None,
     folder: Path,
@@ -376,6 +382,8 @@ def _quantize_layers(
                     raise ValueError(f"{name} of layer {layer}: {error}") from error
                 arrays[f"{name}/bitplanes"] = np.asarray(matrix.bitplanes)
                 arrays |= {f"{name}/codebooks/{w}": np.asarray(book) for w, book in matrix.codebooks.items()}
+                if scores is not None:  # without, the errors of different linears are on no common scale
+                    arrays[f"{name}/errors"] = matrix_errors(weights, matrix, score, kind=kind)
             _save_layer(file, arrays)
         progress("quantization", layer + 1, model.config.num_layers)
 
@@ -427,6 +435,7 @@ def _without_linears(model: Model) -> Model:
 def _assemble(model: Model, config: QuantizeConfig, folder: Path) -> Model:
     """The model with stacks of the finished layers for its linears."""
     layers = dict(model.params["layers"])
+    errors: dict[str, np.ndarray] = {}
     shapes = parameter_shapes(model.config)
     precisions = range(config.seed_precision, config.parent_precision + 1)
     files = [np.load(_layer_file(folder, layer)) for layer in range(model.config.num_layers)]
@@ -438,9 +447,12 @@ def _assemble(model: Model, config: QuantizeConfig, folder: Path) -> Model:
             parent_precision=config.parent_precision,
             k=shapes[f"layers/{name}"][-1],
         )
+        if all(f"{name}/errors" in file for file in files):
+            errors[name] = np.stack([file[f"{name}/errors"] for file in files])
     for file in files:
         file.close()
-    return dataclasses.replace(model, params=model.params | {"layers": layers})
+    table = QuantizationErrors(tuple(precisions), errors) if errors else None
+    return dataclasses.replace(model, params=model.params | {"layers": layers}, errors=table)
 
 
 def _remove(path: Path) -> None:

@@ -12,17 +12,18 @@ from anyprec_jax.checkpoint.atomic import require_free
 from anyprec_jax.checkpoint.orbax import is_quantized, load_artefact, save_artefact
 from anyprec_jax.checkpoint.source import Source, plain_source
 from anyprec_jax.models.model import Model
+from anyprec_jax.models.precision_map import Precision, precisions_in
 
 TARGETS = ("huggingface", "orbax", "upstream", "artefact")  # what `export` writes
 
 
-def load(path: str | Path, *, precisions: Sequence[int] | None = None) -> Model:
+def load(path: str | Path, *, precisions: Sequence[Precision] | None = None) -> Model:
     """Reads a model: an artefact or another Orbax folder, a checkpoint of the paper's authors, a Hugging Face folder
     (safetensors) or a GGUF file.
 
     Args:
       path: the folder or file.
-      precisions: for a quantized model, those that will be asked for: planes and codebooks that none of them needs are not kept.
+      precisions: for a quantized model, those that will be asked for, ints and maps: planes and codebooks that none of them needs are not kept.
 
     Returns:
       The model, unquantized leaves in float32; `tokenizer` is None where there is none.
@@ -31,7 +32,7 @@ def load(path: str | Path, *, precisions: Sequence[int] | None = None) -> Model:
       FileNotFoundError: nothing is there.
       ValueError: not a model, a damaged one, an unsupported architecture, or `precisions` of a model that is not quantized.
     """
-    path = Path(path)
+    path, precisions = Path(path), _whole(precisions)
     match _format_of(path):
         case "orbax":
             return load_artefact(path, precisions=precisions)
@@ -45,13 +46,13 @@ def load(path: str | Path, *, precisions: Sequence[int] | None = None) -> Model:
             return gguf.load_file(path)
 
 
-def open_source(path: str | Path, *, precisions: Sequence[int] | None = None) -> Source:
+def open_source(path: str | Path, *, precisions: Sequence[Precision] | None = None) -> Source:
     """A model of any format, described and checked, its weights to be read one by one.
 
     Raises:
       FileNotFoundError, ValueError: as for `load`.
     """
-    path = Path(path)
+    path, precisions = Path(path), _whole(precisions)
     match _format_of(path):
         case "orbax":
             return orbax_folder.open_artefact(path, precisions=precisions)
@@ -80,7 +81,7 @@ def save(path: str | Path, model: Model) -> None:
 
 
 def export(
-    path: str | Path, dest: str | Path, target: str, *, precision: int | None = None, dtype: str | None = None
+    path: str | Path, dest: str | Path, target: str, *, precision: Precision | None = None, dtype: str | None = None
 ) -> None:
     """Converts a model on disk into another format, one tensor at a time; the result appears whole or not at all.
 
@@ -89,7 +90,7 @@ def export(
       dest: the folder to write: must not exist, or be empty.
       target: "huggingface" and "orbax" are plain weights, "upstream" (the layout of the paper's authors) and "artefact" keep codes and
         codebooks bit for bit.
-      precision: at which a quantized model becomes plain; None for a plain model and for the other two targets.
+      precision: at which a quantized model becomes plain, an int or a map; None for a plain model and for the other two targets.
       dtype: of plain weights: float32, float16 or bfloat16. None keeps those of plain models, and takes float32 for others.
 
     Raises:
@@ -128,6 +129,10 @@ def export(
             orbax_folder.write_folder(dest, source, provenance=source.provenance)
 
 
+def _whole(precisions: Sequence[Precision] | None) -> list[int] | None:
+    return None if precisions is None else sorted({w for precision in precisions for w in precisions_in(precision)})
+
+
 def _format_of(path: Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give an artefact, a Hugging Face folder or a GGUF file")
@@ -145,7 +150,7 @@ def _format_of(path: Path) -> str:
 
 def _provenance(source: Source) -> dict[str, object]:
     name = None if source.path is None else source.path.resolve().name
-    return {"source": {"name": name, "format": source.format}, "read_at": source.read_at}
+    return {"source": {"name": name, "format": source.format}, "read_at": export_record.precision_in_json(source.read_at)}
 
 
 def _dtype(name: str) -> np.dtype:

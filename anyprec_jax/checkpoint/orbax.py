@@ -89,7 +89,12 @@ def write_folder(path: Path, source: Source, *, provenance: Mapping[str, Any], n
             else:
                 _write_plain(writer, name, shape, source, narrow=narrow)
         arrays = writer.finish()
-        manifests.write(folder, Manifest(matrices=dict(source.matrices), arrays=arrays, provenance=dict(provenance)))
+        manifests.write(
+            folder,
+            Manifest(
+                matrices=dict(source.matrices), arrays=arrays, provenance=dict(provenance), errors=source.errors
+            ),
+        )
 
 
 def load_artefact(path: Path, *, precisions: Sequence[int] | None = None, dtype: Any = jnp.float32) -> Model:
@@ -109,7 +114,7 @@ def load_artefact(path: Path, *, precisions: Sequence[int] | None = None, dtype:
     reader = TreeReader(path / _CHECKPOINT, manifest.arrays)
     leaves = {name: reader.read(name) for name in names}
     params = assembled(leaves, manifest.matrices, wanted, dtype)
-    return Model(config=config, params=params, tokenizer=Tokenizer.from_folder(path))
+    return Model(config=config, params=params, tokenizer=Tokenizer.from_folder(path), errors=manifest.errors)
 
 
 def open_artefact(path: Path, *, precisions: Sequence[int] | None = None) -> Source:
@@ -153,6 +158,7 @@ def open_artefact(path: Path, *, precisions: Sequence[int] | None = None) -> Sou
         precisions=wanted,
         read=read,
         provenance=manifest.provenance,
+        errors=manifest.errors,
     )
 
 
@@ -272,6 +278,7 @@ def _check_shapes(manifest: Manifest, config: ModelConfig, path: Path) -> None:
     if differing := sorted(set(expected) ^ set(manifest.arrays)):
         side = "lacks" if differing[0] in expected else "has an unexpected"
         raise ValueError(f"{path} is damaged: its manifest {side} {differing[0]}")
+    _check_errors(manifest, config, path)
     for name, entry in manifest.arrays.items():
         if entry.shape != expected[name]:
             raise ValueError(
@@ -288,6 +295,16 @@ def _check_kinds(manifest: Manifest, path: Path) -> None:
             entry, dtype = manifest.arrays.get(f"{name}/{leaf}"), "uint8" if leaf == "codes" else "float32"
             if entry is not None and entry.dtype != dtype:
                 raise ValueError(f"{path} is damaged: {name}/{leaf} is {entry.dtype}, not {dtype}")
+
+
+def _check_errors(manifest: Manifest, config: ModelConfig, path: Path) -> None:
+    """Errors must be those of these linears, in these layers, at these precisions."""
+    if (errors := manifest.errors) is None:
+        return
+    linears = {name.removeprefix(LAYERS) for name, matrix in manifest.matrices.items() if not matrix.is_affine}
+    layers = {len(table) for table in errors.linears.values()}
+    if set(errors.linears) != linears or layers != {config.num_layers} or set(manifest.precisions) - {*errors.precisions}:
+        raise ValueError(f"{path} is damaged: the errors in its manifest are not those of its matrices")
 
 
 def _is_needed(name: str, manifest: Manifest, wanted: Sequence[int]) -> bool:
