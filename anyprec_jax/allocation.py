@@ -29,7 +29,7 @@ from anyprec_jax.sensitivity import Kind, Sensitivity
 _MOST_UNITS = 1 << 18  # of the budget; 6 * 300 matrices then take a second and 80 MB
 
 
-def allocate(model: Model, average_bits: float, *, errors: QuantizationErrors | None = None) -> PrecisionMap:
+def allocate(model: Model, average_bits: float | int, *, errors: QuantizationErrors | None = None) -> PrecisionMap:
     """The precision map with the least sum of errors whose precisions average `average_bits` or less over the weights.
 
     Args:
@@ -54,7 +54,7 @@ def allocated(
     errors: QuantizationErrors | None,
     shapes: Mapping[str, tuple[int, ...]],
     precisions: Sequence[int],
-    average_bits: float,
+    average_bits: float | int,
 ) -> PrecisionMap:
     """`allocate` for a model of which only shapes are known.
 
@@ -94,7 +94,9 @@ def _table(
     if missing := [part for part in parts if part not in errors.linears]:
         raise ValueError(f"errors: {missing[0]} is not among {', '.join(errors.linears)}")
     if unknown := [w for w in precisions if w not in errors.precisions]:
-        raise ValueError(f"errors: there are none of {unknown[0]} bits, only of {', '.join(map(str, errors.precisions))}")
+        raise ValueError(
+            f"errors: there are none of {unknown[0]} bits, only of {', '.join(map(str, errors.precisions))}"
+        )
     total = np.sum([np.asarray(errors.linears[part], np.float64) for part in parts], axis=0)
     if total.shape != (layers, len(errors.precisions)) or not np.isfinite(total).all():
         raise ValueError(
@@ -107,7 +109,7 @@ def _least_sum(
     errors: Float64[np.ndarray, "matrices precisions"],
     sizes: Sequence[int],
     precisions: Sequence[int],
-    average_bits: float,
+    average_bits: float | int,
 ) -> list[int]:
     """One precision for each matrix: the least sum of errors with `sum(size * precision) <= average_bits * sum(size)`."""
     if average_bits == precisions[-1]:
@@ -194,5 +196,7 @@ def _cost(error: Float[np.ndarray, "n k"], sensitivity: Float[np.ndarray, "..."]
 
 
 def _on_host(model: Model) -> dict[str, Any]:
-    layers = unfused(jax.tree.map(np.asarray, dict(model.params["layers"])))  # the parts of what is fused are then views
+    layers = unfused(
+        jax.tree.map(np.asarray, dict(model.params["layers"]))
+    )  # the parts of what is fused are then views
     return {name: natural(leaf) if isinstance(leaf, Matrix) else leaf for name, leaf in layers.items()}

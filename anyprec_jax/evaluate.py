@@ -48,7 +48,7 @@ class Result(NamedTuple):
     perplexity: float
     kl: float | None  # nats per token; None without a reference
     bits_per_weight: float  # read at this precision, codebooks included, over the linears of the layers
-    mean_precision: float | None  # the same without codebooks; None for unquantized weights
+    mean_precision: float | None = None  # the same without codebooks; None for unquantized weights
 
 
 def perplexity(model: Model, tokens: TokenIds, *, precision: Precision | None, sequence_length: int = 512) -> float:
@@ -120,14 +120,16 @@ def read_bits_per_weight(params: dict[str, Any], *, precision: Precision | None)
     Embedding and head are not among them, whatever they are stored in.
     """
     weights = linears(params["layers"])
-    read = sum(_read_bytes(w, precision_of(precision, name)) if isinstance(w, Matrix) else w.nbytes for name, w in weights.items())
+    read = sum(
+        _read_bytes(w, precision_of(precision, name)) if isinstance(w, Matrix) else w.nbytes
+        for name, w in weights.items()
+    )
     return 8 * read / sum(math.prod(w.shape) for w in weights.values())
 
 
 def _read_bytes(stack: Matrix, precision: int | tuple[int, ...] | None) -> float:
-    if not isinstance(precision, tuple):
-        return nbytes(stack, precision=precision)
-    return sum(nbytes(stack, precision=w) for w in precision) / len(precision)  # of layers that are all of one size
+    of_layers = precision if isinstance(precision, tuple) else (precision,)  # which are all of one size
+    return sum(nbytes(stack, precision=w) for w in of_layers) / len(of_layers)
 
 
 class _Row:

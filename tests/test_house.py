@@ -33,6 +33,7 @@ ROOMS = {
         "models",
         "calibration",
         "sensitivity",
+        "allocation",
         "checkpoint",
         "model_quantization",
         "sampling",

@@ -77,7 +77,11 @@ def check(folder: Path) -> None:
 
 def precision_in_json(precision: Precision | None) -> Any:
     """A precision in JSON: a number, or linear -> one for each layer."""
-    return {name: list(layers) for name, layers in precision.linears.items()} if isinstance(precision, PrecisionMap) else precision
+    return (
+        {name: list(layers) for name, layers in precision.linears.items()}
+        if isinstance(precision, PrecisionMap)
+        else precision
+    )
 
 
 def _is_described(name: str, entry: object) -> bool:

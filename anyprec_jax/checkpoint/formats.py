@@ -150,7 +150,10 @@ def _format_of(path: Path) -> str:
 
 def _provenance(source: Source) -> dict[str, object]:
     name = None if source.path is None else source.path.resolve().name
-    return {"source": {"name": name, "format": source.format}, "read_at": export_record.precision_in_json(source.read_at)}
+    return {
+        "source": {"name": name, "format": source.format},
+        "read_at": export_record.precision_in_json(source.read_at),
+    }
 
 
 def _dtype(name: str) -> np.dtype:

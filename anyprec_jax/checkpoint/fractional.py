@@ -9,7 +9,7 @@ from anyprec_jax.models.families import LAYERS, parameter_shapes
 from anyprec_jax.models.precision_map import Precision
 
 
-def precision_for(path: str | Path, bits: float) -> Precision:
+def precision_for(path: str | Path, bits: float | int) -> Precision:
     """What to read a model on disk at for so many bits of code per weight: a precision for all, or the map that suffers least.
 
     Args:

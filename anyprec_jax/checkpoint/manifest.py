@@ -99,7 +99,9 @@ class Manifest:
     matrices: dict[str, MatrixEntry]
     arrays: dict[str, ArrayEntry]
     provenance: dict[str, Any]  # source, quantization settings, calibration: for people and for resuming
-    errors: QuantizationErrors | None = None  # what `allocation` shares bits out by; the names are those of the layers' linears
+    errors: QuantizationErrors | None = (
+        None  # what `allocation` shares bits out by; the names are those of the layers' linears
+    )
 
     @property
     def precisions(self) -> tuple[int, ...]:
@@ -180,7 +182,9 @@ def _errors(document: Any) -> QuantizationErrors | None:
         return None
     precisions = tuple(document["precisions"])
     if not all(type(w) is int and 1 <= w <= 8 for w in precisions) or precisions != tuple(sorted(set(precisions))):
-        raise ValueError(f"errors of the precisions {document['precisions']!s:.80}, which should ascend from 1 to 8 at most")
+        raise ValueError(
+            f"errors of the precisions {document['precisions']!s:.80}, which should ascend from 1 to 8 at most"
+        )
     tables = {name: np.asarray(table, np.float64) for name, table in document["linears"].items()}
     for name, table in tables.items():
         if table.ndim != 2 or table.shape[1] != len(precisions) or not (np.isfinite(table) & (table >= 0)).all():

@@ -91,9 +91,7 @@ def write_folder(path: Path, source: Source, *, provenance: Mapping[str, Any], n
         arrays = writer.finish()
         manifests.write(
             folder,
-            Manifest(
-                matrices=dict(source.matrices), arrays=arrays, provenance=dict(provenance), errors=source.errors
-            ),
+            Manifest(matrices=dict(source.matrices), arrays=arrays, provenance=dict(provenance), errors=source.errors),
         )
 
 
@@ -303,7 +301,11 @@ def _check_errors(manifest: Manifest, config: ModelConfig, path: Path) -> None:
         return
     linears = {name.removeprefix(LAYERS) for name, matrix in manifest.matrices.items() if not matrix.is_affine}
     layers = {len(table) for table in errors.linears.values()}
-    if set(errors.linears) != linears or layers != {config.num_layers} or set(manifest.precisions) - {*errors.precisions}:
+    if (
+        set(errors.linears) != linears
+        or layers != {config.num_layers}
+        or set(manifest.precisions) - {*errors.precisions}
+    ):
         raise ValueError(f"{path} is damaged: the errors in its manifest are not those of its matrices")
 
 

@@ -201,7 +201,9 @@ def _check_precision(source: Source, precision: Precision | None) -> None:
         raise ValueError(f"{where} is not quantized, so it has no precisions to choose from")
     if isinstance(precision, PrecisionMap):
         _check_names(source, precision)
-    if source.is_quantized and (missing := [w for w in precisions_in(precision) or (None,) if w not in source.precisions]):
+    if source.is_quantized and (
+        missing := [w for w in precisions_in(precision) or (None,) if w not in source.precisions]
+    ):
         stored = ", ".join(map(str, source.precisions))
         wanted = "a precision is needed for" if precision is None else f"precision {missing[0]} is not in"
         raise ValueError(f"{wanted} {where}, which holds {stored}")

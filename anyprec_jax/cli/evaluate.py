@@ -69,7 +69,7 @@ def _numbers(texts: list[str]) -> list[int | float]:
         try:
             bits = float(part)
         except ValueError:
-            raise ValueError(f"--precision: wanted numbers of bits such as 4 or 3,3.5,4, got {part!r}") from None
+            raise ValueError(f"'--precision': wanted numbers of bits such as 4 or 3,3.5,4, got {part!r}") from None
         numbers.append(int(bits) if bits.is_integer() else bits)
     return numbers
 

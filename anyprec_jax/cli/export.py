@@ -15,7 +15,9 @@ def export(
     dest: Annotated[Path, typer.Argument(help="The folder to write: a new one.", show_default=False)],
     precision: Annotated[
         float | None,
-        typer.Option(help="Bits to read, 3.5 say on average, where a quantized model becomes plain.", show_default=False),
+        typer.Option(
+            help="Bits to read, 3.5 say on average, where a quantized model becomes plain.", show_default=False
+        ),
     ] = None,
     target: Annotated[
         Literal["huggingface", "orbax", "upstream", "artefact"],

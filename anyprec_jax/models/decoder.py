@@ -233,7 +233,13 @@ def _attention_of(config: ModelConfig, attention: Attention | None) -> Attention
 
 @functools.partial(jax.jit, static_argnames=("config", "precision", "attention"))
 def _whole_sequences(
-    params: Params, tokens: Array, lengths: Array, config: ModelConfig, *, precision: Precision | None, attention: Attention
+    params: Params,
+    tokens: Array,
+    lengths: Array,
+    config: ModelConfig,
+    *,
+    precision: Precision | None,
+    attention: Attention,
 ) -> Array:
     stacks, sliced = _split(with_kinds(params["layers"], config))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
@@ -337,7 +343,9 @@ def _attention_inputs(
     return query.astype(hidden.dtype), key.astype(hidden.dtype), value
 
 
-def _layer_output(layer: Params, hidden: Array, attended: Array, config: ModelConfig, precision: Precision | None) -> Array:
+def _layer_output(
+    layer: Params, hidden: Array, attended: Array, config: ModelConfig, precision: Precision | None
+) -> Array:
     """The rest of a layer after attention: the output projection and the MLP, each added to its input."""
     mixed = project(layer, "o_proj", attended.reshape(*hidden.shape[:2], -1), precision)
     if config.residual != "sequential":

@@ -51,7 +51,12 @@ def route(
 
 
 def _by_choice(
-    layer: Mapping[str, Any], rows: Array, weights: Array, experts: Array, config: ModelConfig, precision: Precision | None
+    layer: Mapping[str, Any],
+    rows: Array,
+    weights: Array,
+    experts: Array,
+    config: ModelConfig,
+    precision: Precision | None,
 ) -> Float32[Array, "rows hidden"]:
     """For few rows: one expert of one row after the other, so that no expert is read that no row needs."""
 
@@ -65,7 +70,12 @@ def _by_choice(
 
 
 def _by_expert(
-    layer: Mapping[str, Any], rows: Array, weights: Array, experts: Array, config: ModelConfig, precision: Precision | None
+    layer: Mapping[str, Any],
+    rows: Array,
+    weights: Array,
+    experts: Array,
+    config: ModelConfig,
+    precision: Precision | None,
 ) -> Float32[Array, "rows hidden"]:
     """For many rows: one expert after the other over all of them, those that did not choose it with weight 0.
 

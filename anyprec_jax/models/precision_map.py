@@ -38,7 +38,9 @@ class PrecisionMap:
                     f"{name}: precisions must be ints from 1 to {MAX_PRECISION}, one a layer, got {precisions!r}"
                 )
         if len(lengths := {len(precisions) for precisions in self.linears.values()}) > 1:
-            raise ValueError(f"every linear needs one precision for each layer, got numbers of layers {sorted(lengths)}")
+            raise ValueError(
+                f"every linear needs one precision for each layer, got numbers of layers {sorted(lengths)}"
+            )
         ordered = {name: tuple(self.linears[name]) for name in sorted(self.linears)}
         object.__setattr__(self, "linears", MappingProxyType(ordered))
 

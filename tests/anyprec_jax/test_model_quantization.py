@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -100,6 +101,25 @@ def test_the_best_quality_is_the_joint_optimum_under_the_moments(
         np.testing.assert_array_equal(quantized[name].bitplanes[layer], alone.bitplanes)
         for w in CONFIG.precisions:
             np.testing.assert_array_equal(quantized[name].codebooks[w][layer], alone.codebooks[w])
+    errors = load(best).errors
+    assert errors is not None and errors.precisions == tuple(CONFIG.precisions)
+    for name, layer, column in [("k_proj", 1, 0), ("down_proj", 2, 2)]:
+        stack = jax.tree.map(lambda leaf, layer=layer: leaf[layer], quantized[name])
+        read = dequantize(stack, precision=CONFIG.precisions[column])
+        error = np.asarray(model.params["layers"][name][layer] - read, np.float64)
+        expected = np.trace(error @ moments[name][layer].astype(np.float64) @ error.T)
+        assert errors.linears[name][layer, column] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_a_precision_costs_is_known_where_there_was_a_calibration(
+    source: Path, finished: Path, tmp_path: Path
+) -> None:
+    """With the Fisher information, too; a weight that nobody measured has no scale that others share."""
+    errors = manifest.read(finished).errors
+    assert errors is not None and set(errors.linears) == set(LINEARS)
+    assert all((np.diff(table) < 0).all() and (table > 0).all() for table in errors.linears.values())
+    quantize_model(source, tmp_path / "uniform", CONFIG, calibration=None)
+    assert manifest.read(tmp_path / "uniform").errors is None
 
 
 def test_more_bits_are_closer(source: Path, finished: Path) -> None:
