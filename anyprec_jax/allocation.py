@@ -6,8 +6,8 @@ and what a choice costs is taken for their sum (HAWQ-V2, Dong et al., NeurIPS 20
 one precision for each matrix under a budget of bits is a multiple-choice knapsack; the budget is a few thousand rows of a matrix, so
 dynamic programming finds the optimum in milliseconds.
 
-The average is that of the precisions, every weight counted once: planes, not codebooks, whose share depends on the rows' length. All experts
-of a layer are read alike, and so are linears that are fused in memory.
+The average is that of the precisions, every weight counted once: planes, not codebooks, whose share depends on the rows' length. All
+experts of a layer are read alike, and so are linears that are fused in memory.
 """
 
 import math
@@ -35,8 +35,8 @@ def allocate(model: Model, average_bits: float | int, *, errors: QuantizationErr
     Args:
       model: quantized.
       average_bits: from the fewest to the most bits that it can be read at; a whole number is an average, too.
-      errors: of all its linears at all its precisions; on any one scale, so that losses that were measured will do. None takes those that the
-        artefact holds.
+      errors: of all its linears at all its precisions; on any one scale, so that losses that were measured will do. None takes those
+        that the artefact holds.
 
     Raises:
       ValueError: not quantized, an average out of range, no errors, or errors that do not fit the model.
@@ -124,7 +124,7 @@ def _least_sum(
 def _knapsack(
     errors: Float64[np.ndarray, "matrices precisions"], costs: Sequence[Sequence[int]], budget: int
 ) -> list[int]:
-    """Which column to take of each row: the least sum of errors whose costs add up to the budget or less; the first column costs nothing."""
+    """Which column to take of each row: the least sum of errors whose costs fit the budget; the first column costs nothing."""
     least = np.zeros(budget + 1)  # by what may be spent on the matrices so far
     choices = np.zeros((len(errors), budget + 1), np.uint8)
     for row, choice, row_costs in zip(errors, choices, costs, strict=True):

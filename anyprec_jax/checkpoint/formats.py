@@ -23,7 +23,8 @@ def load(path: str | Path, *, precisions: Sequence[Precision] | None = None) -> 
 
     Args:
       path: the folder or file.
-      precisions: for a quantized model, those that will be asked for, ints and maps: planes and codebooks that none of them needs are not kept.
+      precisions: for a quantized model, those that will be asked for, ints and maps: planes and codebooks that none of them needs are
+        not kept.
 
     Returns:
       The model, unquantized leaves in float32; `tokenizer` is None where there is none.

@@ -1,7 +1,8 @@
 """The manifest of an artefact: what the folder holds, checked before anything else is read.
 
 `manifest.json` lists every array of the Orbax checkpoint beside it with shape, dtype, size and SHA-256 of its decoded bytes, and
-says which leaves form an any-precision matrix, and what each precision costs each of them where that was measured. A folder without a manifest is not an artefact.
+says which leaves form an any-precision matrix, and what each precision costs each of them where that was measured. A folder without
+a manifest is not an artefact.
 """
 
 import dataclasses

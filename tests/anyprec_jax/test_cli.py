@@ -135,8 +135,6 @@ def test_fractional_precisions(folder: Path, tmp_path: Path) -> None:
     written = anyprec("generate", folder / "artefact", "--prompt", "The", "--precision", 3.5, "--max-new-tokens", 4)
     assert written.exit_code == 0, written.stderr
     assert anyprec("export", folder / "artefact", tmp_path / "dense", "--precision", 3.5).exit_code == 0
-    done = anyprec("evaluate", tmp_path / "dense", *text, "--json")
-    assert json.loads(done.stdout)["results"][0]["perplexity"] == pytest.approx(expected, rel=1e-5)
 
     assert anyprec("quantize", folder / "tiny", tmp_path / "uniform", "--uniform").exit_code == 0
     assert "fractional precisions: no" in anyprec("inspect", tmp_path / "uniform").stdout

@@ -22,6 +22,7 @@ from anyprec_jax.checkpoint import huggingface, load, manifest, save
 from anyprec_jax.checkpoint.formats import export, open_source
 from anyprec_jax.checkpoint.source import plain_source
 from anyprec_jax.checkpoint.tree import chunk_shape
+from anyprec_jax.layout import natural
 from anyprec_jax.models.decoder import forward
 from anyprec_jax.models.fusion import LINEARS, unfused
 from anyprec_jax.models.model import dequantized, with_affine_head
@@ -90,7 +91,7 @@ def test_every_matrix_at_a_precision_of_its_own(folder: Path, tmp_path: Path) ->
         got = load(tmp_path / target).params["layers"]
         for name, stack in unfused(load(folder / "artefact").params["layers"]).items():
             for layer in layers if name in LINEARS else ():
-                one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stack)
+                one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], natural(stack))
                 np.testing.assert_array_equal(got[name][layer], dequantize(one, precision=mixed.of(name)[layer]))
     record = json.loads((tmp_path / "huggingface" / "export.json").read_text())
     assert record["read_at"] == {name: list(mixed.of(name)) for name in LINEARS}

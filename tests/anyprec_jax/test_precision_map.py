@@ -105,7 +105,7 @@ class TestForward:
         assert largest_difference(forward(model().params, TOKENS, model().config, precision=MIXED), expected) < 1e-5
 
     def test_a_map_of_one_precision_is_that_precision_to_the_bit(self) -> None:
-        uniform = PrecisionMap({name: (3, 3, 3) for name in LINEARS})
+        uniform = PrecisionMap(dict.fromkeys(LINEARS, (3, 3, 3)))
         results = [forward(joined().params, TOKENS, joined().config, precision=w) for w in (3, uniform)]
         np.testing.assert_array_equal(*results)
 
@@ -134,12 +134,12 @@ class TestForward:
     def test_maps_that_do_not_fit(self) -> None:
         run = functools.partial(forward, joined().params, TOKENS, joined().config)
         for precisions, complaint in (
-            (PrecisionMap({name: (3, 3) for name in LINEARS}), "o_proj has 3 layers, and the precision map has 2"),
+            (PrecisionMap(dict.fromkeys(LINEARS, (3, 3))), "o_proj has 3 layers, and the precision map has 2"),
             (
                 PrecisionMap(dict(MIXED.linears) | {"o_proj": (3, 5, 3)}),
                 "o_proj of layer 1: precision must be one of 2, 3, 4",
             ),
-            (PrecisionMap({"o_proj": (3, 3, 3)}), "has no q_proj"),
+            (PrecisionMap({"o_proj": (3, 3, 3)}), "the precision map has no"),
         ):
             with pytest.raises(ValueError, match=complaint):
                 run(precision=precisions)
