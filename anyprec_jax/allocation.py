@@ -169,6 +169,19 @@ def quantization_errors(
     return QuantizationErrors(tuple(precisions), table)
 
 
+def scaled(
+    errors: QuantizationErrors, divergences: Float[np.ndarray, " layers"] | Sequence[float]
+) -> QuantizationErrors:
+    """The errors of each layer times what makes those of the fewest bits add up to what was measured (`layer_divergence`).
+
+    A layer whose errors are 0 keeps them.
+    """
+    coarsest = np.sum([table[:, 0] for table in errors.linears.values()], axis=0)
+    factors = np.asarray(divergences, np.float64) / np.where(coarsest > 0, coarsest, 1.0)
+    tables = {name: table * factors[:, None] for name, table in errors.linears.items()}
+    return QuantizationErrors(errors.precisions, tables)
+
+
 def matrix_errors(
     weights: Float[np.ndarray, "*experts n k"],
     matrix: AnyPrecArray,

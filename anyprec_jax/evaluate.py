@@ -20,9 +20,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32, Shaped
+from jaxtyping import Array, Float32, Int32, Shaped
 
 from anyprec_jax.array import Matrix, nbytes
+from anyprec_jax.divergence import kl_divergence as kl_divergence
 from anyprec_jax.generation import TokenIds, check_precision, readable_precisions
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.decoder import embed, layer_forward, unembed, with_kinds
@@ -33,8 +34,6 @@ from anyprec_jax.ops import dequantize_layer
 
 Chunk: TypeAlias = tuple[np.ndarray, int]  # tokens int32 [seq], padded on the right, and how many of them are real
 
-# KL is summed by a second-order formula where the log-probabilities differ by less than this.
-_SMALL_DIFFERENCE = 0.5
 _TOKENS_AT_ONCE = (
     4096  # between the layers: hidden states only, which are small, and decoding a layer costs 1 % by then
 )
@@ -282,23 +281,6 @@ def _nll(
 ) -> Float32[Array, "*batch"]:
     """Negative log-likelihood of the token after each."""
     return -jnp.take_along_axis(log_probabilities, following[..., None], axis=-1)[..., 0]
-
-
-def kl_divergence(
-    expected: Float[Array, "*batch vocab"], predicted: Float[Array, "*batch vocab"]
-) -> Float[Array, "*batch"]:
-    """KL(expected || predicted) of log-probabilities, in nats.
-
-    With p, q the probabilities and d = log p - log q, the sum of p d is also that of p d + q - p = p (exp(-d) - 1 + d),
-    since both distributions sum to 1. Those terms are of second order in d and never negative, so rounding
-    errors of d, which in the plain sum are errors of KL, are multiplied by d: KLs of 1e-6 and less keep their digits in
-    float32.
-    """
-    difference = expected - predicted
-    p = jnp.exp(expected)
-    small = p * (jnp.expm1(-difference) + difference)
-    large = p * difference + (jnp.exp(predicted) - p)
-    return jnp.sum(jnp.where(jnp.abs(difference) < _SMALL_DIFFERENCE, small, large), axis=-1)
 
 
 def _checked_tokens(tokens: TokenIds, config: ModelConfig) -> Int32[np.ndarray, " tokens"]:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anyprec_jax import affine, sensitivity
-from anyprec_jax.allocation import matrix_errors
+from anyprec_jax.allocation import matrix_errors, scaled
 from anyprec_jax.array import AnyPrecArray, Matrix
 from anyprec_jax.calibration import mixed_windows, read_text
 from anyprec_jax.checkpoint import load
@@ -37,6 +37,7 @@ from anyprec_jax.checkpoint.atomic import require_free, require_room, sync, sync
 from anyprec_jax.checkpoint.orbax import save_artefact
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.joint_codes import JointSettings
+from anyprec_jax.layer_divergence import Divergence, divergence_of_layers
 from anyprec_jax.models.families import parameter_shapes
 from anyprec_jax.models.fusion import LINEARS, linears
 from anyprec_jax.models.model import Model, with_affine_head
@@ -116,7 +117,7 @@ def quantize_model(
         return
     with _run_folder(out, provenance, _bytes_needed(model, config, quality)) as folder:
         scores = None if windows is None else _measure_sensitivity(model, windows, _KIND[quality], folder, progress)
-        _quantize_layers(model, scores, _KIND[quality], config, joint, folder, progress)
+        _quantize_layers(model, scores, _KIND[quality], windows, config, joint, folder, progress)
         unrouted = unrouted_experts(scores)
         del scores  # it and the plain weights go before their successors come: the peak is in the middle, not here
         model = _without_linears(model)
@@ -363,16 +364,23 @@ def _quantize_layers(
     model: Model,
     scores: dict[str, np.ndarray] | None,
     kind: sensitivity.Kind,
+    windows: np.ndarray | None,
     config: QuantizeConfig,
     joint: JointSettings | None,
     folder: Path,
     progress: Progress,
 ) -> None:
     layers = {name: np.asarray(leaf) for name, leaf in linears(model.params["layers"]).items()}
+    divergence: Divergence | None = None
     for layer in range(model.config.num_layers):
         file = _layer_file(folder, layer)
         if not file.exists():
+            if windows is not None and divergence is None:
+                divergence = divergence_of_layers(
+                    model.params, model.config, windows[[0, -1]]
+                )  # of two texts, if there are
             arrays: dict[str, np.ndarray] = {}
+            matrices: dict[str, AnyPrecArray] = {}
             for name, leaf in layers.items():
                 weights = np.asarray(leaf[layer], np.float32)
                 score = np.ones_like(weights) if scores is None else np.asarray(scores[name][layer])
@@ -380,10 +388,13 @@ def _quantize_layers(
                     matrix = _quantized(weights, score, config, joint)
                 except ValueError as error:
                     raise ValueError(f"{name} of layer {layer}: {error}") from error
+                matrices[name] = matrix
                 arrays[f"{name}/bitplanes"] = np.asarray(matrix.bitplanes)
                 arrays |= {f"{name}/codebooks/{w}": np.asarray(book) for w, book in matrix.codebooks.items()}
                 if scores is not None:  # without, the errors of different linears are on no common scale
                     arrays[f"{name}/errors"] = matrix_errors(weights, matrix, score, kind=kind)
+            if divergence is not None:
+                arrays["divergence"] = np.float64(divergence(layer, matrices))
             _save_layer(file, arrays)
         progress("quantization", layer + 1, model.config.num_layers)
 
@@ -447,11 +458,14 @@ def _assemble(model: Model, config: QuantizeConfig, folder: Path) -> Model:
             parent_precision=config.parent_precision,
             k=shapes[f"layers/{name}"][-1],
         )
-        if all(f"{name}/errors" in file for file in files):
+        if all("divergence" in file for file in files):
             errors[name] = np.stack([file[f"{name}/errors"] for file in files])
+    table = None
+    if errors:
+        divergences = [float(file["divergence"]) for file in files]
+        table = scaled(QuantizationErrors(tuple(precisions), errors), divergences)
     for file in files:
         file.close()
-    table = QuantizationErrors(tuple(precisions), errors) if errors else None
     return dataclasses.replace(model, params=model.params | {"layers": layers}, errors=table)
 
 

@@ -1,7 +1,8 @@
 """Claim: bits shared out among the matrices of a model give a better one than the same bits in layers that take turns.
 
-Reads one artefact of SmolLM2-135M, made with a calibration text, at averages of 3 to 6 bits: every matrix at the same precision where
-that is whole, bits shared out by `allocate`, and layers that alternate between two precisions, beginning with either. KL from the
+Reads one artefact of SmolLM2-135M, made with calibration texts (here, if none is given: minutes), at averages of 3 to 6 bits: every
+matrix at the same precision where that is whole, bits shared out by `allocate`, and layers that alternate between two precisions,
+beginning with either. KL from the
 unquantized model, on the address of 2016 (in domain) and on WikiText-2 where a file of it is given (out of domain).
 
 Writes results/anyprec_allocation.json and docs/figures/anyprec_allocation.svg.
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from anyprec_jax import Model, Precision, PrecisionMap, allocate, load
+from anyprec_jax import Calibration, Model, Precision, PrecisionMap, QuantizeConfig, allocate, load, quantize_model
 from anyprec_jax.calibration import read_text
 from anyprec_jax.evaluate import evaluate
 from anyprec_jax.models.fusion import LINEARS, unfused
-from benchmarks.quality_texts import evaluation_texts
+from benchmarks.quality_texts import calibration_texts, evaluation_texts
 from benchmarks.timing import record
 from examples.demo.anyprec import MODEL
 
@@ -32,7 +33,10 @@ def main() -> None:
     """Measures, prints a table, writes the record and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the demo's data packages")
-    parser.add_argument("--artefact", type=Path, required=True, help="SmolLM2, quantized with a calibration text")
+    parser.add_argument("--artefact", type=Path, help="SmolLM2, quantized with a calibration text")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path(".cache/allocation"), help="where to make one, and keep it"
+    )
     parser.add_argument("--wikitext", type=Path, help="a WikiText-2 text file: the out-of-domain column")
     parser.add_argument("--lowest", type=int, default=3)
     parser.add_argument("--highest", type=int, default=6)
@@ -41,7 +45,8 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=512)
     arguments = parser.parse_args()
 
-    reference, model = load(arguments.data / MODEL), load(arguments.artefact)
+    reference = load(arguments.data / MODEL)
+    model = load(arguments.artefact or quantized(arguments.data, arguments.scratch))
     assert model.tokenizer is not None
     texts = {
         name: np.asarray(model.tokenizer.encode(read_text(file), special_tokens=False), np.int32)[: arguments.tokens]
@@ -70,6 +75,24 @@ def main() -> None:
     print_table(results, list(texts))
     draw(results, list(texts), FIGURE)
     record("anyprec_allocation", vars(arguments), results)
+
+
+def quantized(data: Path, scratch: Path) -> Path:
+    """The artefact of `anyprec quantize` with two texts of different kinds, made once."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    texts = []
+    for number, text in enumerate(calibration_texts(data).values()):
+        texts.append(scratch / f"calibration-{number}.txt")
+        texts[-1].write_text(text, encoding="utf-8")
+    out = scratch / "smollm2-best"
+    quantize_model(
+        data / MODEL,
+        out,
+        QuantizeConfig(seed_precision=3, parent_precision=8),
+        calibration=Calibration(text=tuple(texts)),
+        progress=lambda phase, done, total: print(f"{phase} {done}/{total}", end="\r", flush=True),
+    )
+    return out
 
 
 def choices(model: Model, averages: Sequence[float]) -> Iterator[tuple[str, float, Precision]]:

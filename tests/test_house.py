@@ -33,6 +33,8 @@ ROOMS = {
         "models",
         "calibration",
         "sensitivity",
+        "divergence",
+        "layer_divergence",
         "allocation",
         "checkpoint",
         "model_quantization",
