@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from anyprec_jax import allocation
-from anyprec_jax.allocation import allocate, allocated, matrix_errors, quantization_errors
+from anyprec_jax.allocation import allocate, allocated, matrix_errors, quantization_errors, scaled
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.models.fusion import LINEARS, fused
 from anyprec_jax.models.model import Model
@@ -152,6 +152,19 @@ class TestErrors:
         stack, scores = quantized().params["layers"]["o_proj"], moments(48, 0)
         expected = sum(matrix_errors(weights[i], layer_of(stack, i), scores[i], kind="moment") for i in range(3))
         np.testing.assert_allclose(matrix_errors(weights, stack, scores, kind="moment"), expected, rtol=1e-12)
+
+
+def test_scaled_errors_add_up_to_what_was_measured() -> None:
+    errors = random_errors(0)
+    for table in errors.linears.values():
+        table[1] = 0.0  # a layer without errors
+    got = scaled(errors, [7.0, 0.0])
+    assert sum(table[0, 0] for table in got.linears.values()) == pytest.approx(7.0, rel=1e-12)
+    for name, table in got.linears.items():
+        np.testing.assert_allclose(
+            table[0] / table[0, 0], errors.linears[name][0] / errors.linears[name][0, 0], rtol=1e-12
+        )
+        assert not table[1].any()
 
 
 class TestAllocate:
