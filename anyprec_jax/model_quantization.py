@@ -394,7 +394,7 @@ def _quantize_layers(
                 if scores is not None:  # without, the errors of different linears are on no common scale
                     arrays[f"{name}/errors"] = matrix_errors(weights, matrix, score, kind=kind)
             if divergence is not None:
-                arrays["divergence"] = np.float64(divergence(layer, matrices))
+                arrays["divergence"] = np.asarray(divergence(layer, matrices))
             _save_layer(file, arrays)
         progress("quantization", layer + 1, model.config.num_layers)
 

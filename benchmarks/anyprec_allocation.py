@@ -116,7 +116,11 @@ def alternating(model: Model, fewer: int, first: int) -> PrecisionMap:
 def described(choice: str, average: float, precision: Precision, rows: Mapping[str, Any]) -> dict[str, Any]:
     """One row of the record."""
     any_row = next(iter(rows.values()))
-    maps = {name: list(layers) for name, layers in precision.linears.items()} if choice in (SHARED, APART) else None
+    maps = (
+        {name: list(layers) for name, layers in precision.linears.items()}
+        if isinstance(precision, PrecisionMap)
+        else None
+    )
     return {
         "choice": choice,
         "average_bits": average,

@@ -53,7 +53,9 @@ def evaluate(
             sequence_length=sequence_length,
             progress=lambda done, total: progress("scoring", done, total),
         )
-    bits_of = dict(zip(precisions or (), asked or (), strict=True))  # a map is told by what was asked for
+    bits_of: dict[Any, Any] = dict(
+        zip(precisions or (), asked or (), strict=True)
+    )  # a map is told by what was asked for
     rows = [result._asdict() | {"precision": bits_of.get(result.precision, result.precision)} for result in results]
     report = {"tokens": len(tokens), "results": rows}
     if as_json:
