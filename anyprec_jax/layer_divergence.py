@@ -5,6 +5,7 @@ estimate at an early layer knows nothing of how much of an error the layers behi
 from the layer on says what is left of it.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -41,38 +42,59 @@ def divergence_of_layers(
     layers = {name: jnp.asarray(leaf) for name, leaf in decoder.with_kinds(unfused(params["layers"]), config).items()}
     top = {name: leaf for name, leaf in params.items() if name != "layers"}
 
-    def layer_at(layers: dict[str, Array], index: Array) -> dict[str, Array]:
-        return {name: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False) for name, leaf in layers.items()}
-
-    def apply(layer: dict[str, Array], hidden: Array) -> Array:
-        return decoder.layer_forward(layer, hidden[None], config)[0]
-
-    @jax.jit
-    def inputs_of(top: dict, layers: dict, tokens: Array) -> Array:
-        def step(hidden: Array, layer: dict[str, Array]) -> tuple[Array, Array]:
-            return apply(layer, hidden), hidden
-
-        output, inputs = jax.lax.scan(step, decoder.embed(top, tokens[None], config)[0], layers)
-        return jnp.concatenate([inputs, output[None]])
-
-    @jax.jit
-    def divergence(top: dict, layers: dict, linears: dict, index: Array, inputs: Array) -> Array:
-        hidden = apply(layer_at(layers, index) | linears, jax.lax.dynamic_index_in_dim(inputs, index, keepdims=False))
-        hidden = jax.lax.fori_loop(index + 1, config.num_layers, lambda i, h: apply(layer_at(layers, i), h), hidden)
-
-        def of_block(block: tuple[Array, Array]) -> Array:
-            expected, predicted = (jax.nn.log_softmax(decoder.unembed(top, states, config)) for states in block)
-            return kl_divergence(expected, predicted)
-
-        return jnp.mean(jax.lax.map(of_block, (inputs[-1], hidden), batch_size=_POSITIONS_AT_ONCE))
-
-    passed = [inputs_of(top, layers, jnp.asarray(window, jnp.int32)) for window in windows]
+    passed = [_inputs(top, layers, jnp.asarray(window, jnp.int32), config=config) for window in windows]
 
     def measure(layer: int, matrices: Mapping[str, AnyPrecArray]) -> float:
         plain = {name: _coarsest(matrix).astype(layers[name].dtype) for name, matrix in matrices.items()}
-        return float(np.mean([divergence(top, layers, plain, jnp.int32(layer), inputs) for inputs in passed]))
+        arguments = top, layers, plain, jnp.int32(layer)
+        return float(np.mean([_divergence(*arguments, inputs, config=config) for inputs in passed]))
 
     return measure
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _inputs(
+    top: dict[str, Any], layers: dict[str, Array], tokens: Int[Array, " tokens"], *, config: ModelConfig
+) -> Float[Array, "_ tokens hidden"]:
+    """Every layer's input, and the last layer's output."""
+
+    def step(hidden: Array, layer: dict[str, Array]) -> tuple[Array, Array]:
+        return _applied(layer, hidden, config), hidden
+
+    output, inputs = jax.lax.scan(step, decoder.embed(top, tokens[None], config)[0], layers)
+    return jnp.concatenate([inputs, output[None]])
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _divergence(
+    top: dict[str, Any],
+    layers: dict[str, Array],
+    linears: dict[str, Array],
+    index: Int[Array, ""],
+    inputs: Float[Array, "_ tokens hidden"],
+    *,
+    config: ModelConfig,
+) -> Float[Array, ""]:
+    """KL where one layer has other linears, nats per token."""
+
+    def layer_at(index: Array) -> dict[str, Array]:
+        return {name: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False) for name, leaf in layers.items()}
+
+    def following(index: Array, hidden: Array) -> Array:
+        return _applied(layer_at(index), hidden, config)
+
+    def of_position(states: tuple[Array, Array]) -> Array:
+        expected, predicted = (jax.nn.log_softmax(decoder.unembed(top, each, config)) for each in states)
+        return kl_divergence(expected, predicted)
+
+    entering = jax.lax.dynamic_index_in_dim(inputs, index, keepdims=False)
+    hidden = _applied(layer_at(index) | linears, entering, config)
+    hidden = jax.lax.fori_loop(index + 1, config.num_layers, following, hidden)
+    return jnp.mean(jax.lax.map(of_position, (inputs[-1], hidden), batch_size=_POSITIONS_AT_ONCE))
+
+
+def _applied(layer: dict[str, Array], hidden: Array, config: ModelConfig) -> Array:
+    return decoder.layer_forward(layer, hidden[None], config)[0]
 
 
 def _coarsest(matrix: AnyPrecArray) -> Float[Array, "*experts n k"]:
