@@ -20,7 +20,7 @@ BABI ?= .cache/babi/en-valid
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo docs test test-native test-all lint format bench bench-quantize bench-quality bench-codebooks bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
+.PHONY: help demo docs test test-native test-all lint format bench bench-quantize bench-quality bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -77,6 +77,9 @@ bench-quality: $(VENV)/bench.installed .cache/data/.complete  ## KL of fast and 
 
 bench-codebooks: $(VENV)/bench.installed .cache/data/.complete  ## KL and bytes of compact codebooks against float16 ones (ARTEFACT=FOLDER, made if missing; WIKITEXT=FILE)
 	$(BIN)/python -m benchmarks.anyprec_codebooks --data .cache/data --artefact $(or $(ARTEFACT),.cache/smollm2-anyprec) $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(CODEBOOKS)
+
+bench-allocation: $(VENV)/bench.installed .cache/data/.complete  ## KL against average bits: fractional precisions (WIKITEXT as above; most of an hour, minutes once quantized)
+	$(BIN)/python -m benchmarks.anyprec_allocation --data .cache/data $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(ALLOCATION)
 
 bench-sample: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.ginex_sample

@@ -3,12 +3,15 @@
 After Any-Precision LLM: Low-Cost Deployment of Multiple, Different-Sized LLMs (Park et al., ICML 2024).
 """
 
+from anyprec_jax.allocation import allocate as allocate
+from anyprec_jax.allocation import quantization_errors as quantization_errors
 from anyprec_jax.array import AnyPrecArray as AnyPrecArray
 from anyprec_jax.array import PreparedArray as PreparedArray
 from anyprec_jax.array import expand as expand
 from anyprec_jax.array import validate as validate
 from anyprec_jax.checkpoint import export as export
 from anyprec_jax.checkpoint import load as load
+from anyprec_jax.checkpoint import precision_for as precision_for
 from anyprec_jax.checkpoint import save as save
 from anyprec_jax.compact_codebooks import CompactCodebooks as CompactCodebooks
 from anyprec_jax.compaction import compact as compact
@@ -22,6 +25,8 @@ from anyprec_jax.model_quantization import Calibration as Calibration
 from anyprec_jax.model_quantization import quantize_model as quantize_model
 from anyprec_jax.models import Model as Model
 from anyprec_jax.models import ModelConfig as ModelConfig
+from anyprec_jax.models import Precision as Precision
+from anyprec_jax.models import PrecisionMap as PrecisionMap
 from anyprec_jax.models import forward as forward
 from anyprec_jax.ops import codes as codes
 from anyprec_jax.ops import dequantize as dequantize

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int32, Key
 
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.decoder import KVCache, hidden_states, unembed
+from anyprec_jax.models.precision_map import Precision
 from anyprec_jax.sampling import Sampling, sample
 
 MAX_BLOCK = 16  # tokens; what is sampled beyond a stop string is thrown away
@@ -30,7 +31,7 @@ def prefill(
     key: Key[Array, ""],
     sampling: Sampling,
     config: ModelConfig,
-    precision: int | None,
+    precision: Precision | None,
 ) -> tuple[Int32[Array, ""], KVCache]:
     """Appends the first `lengths` tokens to the cache and samples the one that follows them."""
     return _next_token(params, tokens, lengths, cache, key, sampling, config, precision)
@@ -47,7 +48,7 @@ def decode(
     key: Key[Array, ""],
     sampling: Sampling,
     config: ModelConfig,
-    precision: int | None,
+    precision: Precision | None,
 ) -> tuple[Int32[Array, " block"], Int32[Array, ""], KVCache]:
     """Continues `token`, which is not in the cache yet, by `count` tokens, or up to one of `ends`.
 
@@ -79,7 +80,7 @@ def _next_token(
     key: Array,
     sampling: Sampling,
     config: ModelConfig,
-    precision: int | None,
+    precision: Precision | None,
 ) -> tuple[Array, KVCache]:
     hidden, cache = hidden_states(params, tokens, config, precision=precision, cache=cache, lengths=lengths)
     last = jax.lax.dynamic_index_in_dim(hidden[0], lengths[0] - 1, keepdims=False)

@@ -20,22 +20,22 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32, Shaped
+from jaxtyping import Array, Float32, Int32, Shaped
 
 from anyprec_jax.array import Matrix, nbytes
+from anyprec_jax.divergence import kl_divergence as kl_divergence
 from anyprec_jax.generation import TokenIds, check_precision, readable_precisions
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.decoder import embed, layer_forward, unembed, with_kinds
 from anyprec_jax.models.expansion import expanded
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
+from anyprec_jax.models.precision_map import Precision, mean_precision, precision_of
 from anyprec_jax.models.split import SHARE, SPLIT, on_every_device
 from anyprec_jax.ops import dequantize_layer
 
 Chunk: TypeAlias = tuple[np.ndarray, int]  # tokens int32 [seq], padded on the right, and how many of them are real
 
-# KL is summed by a second-order formula where the log-probabilities differ by less than this.
-_SMALL_DIFFERENCE = 0.5
 _TOKENS_AT_ONCE = (
     4096  # between the layers: hidden states only, which are small, and decoding a layer costs 1 % by then
 )
@@ -45,13 +45,14 @@ _POSITIONS_AT_ONCE = 64  # in the output head: that many rows of logits stay in 
 class Result(NamedTuple):
     """One row of an evaluation."""
 
-    precision: int | Literal["reference"] | None  # None: the model's own, unquantized weights
+    precision: Precision | Literal["reference"] | None  # as asked for; None: the model's own, unquantized weights
     perplexity: float
     kl: float | None  # nats per token; None without a reference
     bits_per_weight: float  # read at this precision, codebooks included, over the linears of the layers
+    mean_precision: float | None = None  # the same without codebooks; None for unquantized weights
 
 
-def perplexity(model: Model, tokens: TokenIds, *, precision: int | None, sequence_length: int = 512) -> float:
+def perplexity(model: Model, tokens: TokenIds, *, precision: Precision | None, sequence_length: int = 512) -> float:
     """Perplexity of a text that is tokenized without special tokens; see the module.
 
     Raises:
@@ -65,7 +66,7 @@ def evaluate(
     model: Model,
     tokens: TokenIds,
     *,
-    precisions: Sequence[int | None] | None = None,
+    precisions: Sequence[Precision | None] | None = None,
     reference: Model | None = None,
     sequence_length: int = 512,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -75,7 +76,8 @@ def evaluate(
     Args:
       model: the model in question.
       tokens: the text, tokenized without special tokens.
-      precisions: what to read the model at, None meaning its unquantized weights; by default, all it can be read at.
+      precisions: what to read the model at, ints and maps, None meaning its unquantized weights; by default, every int that it can be
+        read at.
       reference: the unquantized model that KL is measured from; gets the first row.
       sequence_length: tokens in a chunk, at least 2.
       progress: told (steps done, steps in all); a step is one chunk in one layer or in the output head.
@@ -113,25 +115,34 @@ def evaluate(
     return first + [row.result(precision) for row, precision in zip(rows, precisions, strict=True)]
 
 
-def read_bits_per_weight(params: dict[str, Any], *, precision: int | None) -> float:
+def read_bits_per_weight(params: dict[str, Any], *, precision: Precision | None) -> float:
     """Bits per weight that a pass over the layers' linears reads: planes and codebook, or plain arrays whole.
 
     Embedding and head are not among them, whatever they are stored in.
     """
-    weights = linears(params["layers"]).values()
-    read = sum(nbytes(w, precision=precision) if isinstance(w, Matrix) else w.nbytes for w in weights)
-    return 8 * read / sum(math.prod(w.shape) for w in weights)
+    weights = linears(params["layers"])
+    read = sum(
+        _read_bytes(w, precision_of(precision, name)) if isinstance(w, Matrix) else w.nbytes
+        for name, w in weights.items()
+    )
+    return 8 * read / sum(math.prod(w.shape) for w in weights.values())
+
+
+def _read_bytes(stack: Matrix, precision: int | tuple[int, ...] | None) -> float:
+    of_layers = precision if isinstance(precision, tuple) else (precision,)  # which are all of one size
+    return sum(nbytes(stack, precision=w) for w in of_layers) / len(of_layers)
 
 
 class _Row:
     """A model at one precision and its sums so far, in float64 on the host."""
 
-    def __init__(self, model: Model, precision: int | None) -> None:
+    def __init__(self, model: Model, precision: Precision | None) -> None:
         self.config = model.config
         self._layers = with_kinds(model.params["layers"], model.config)
         self._top = {name: leaf for name, leaf in model.params.items() if name != "layers"}
         self._precision = precision
         self._bits_per_weight = read_bits_per_weight(model.params, precision=precision)
+        self._mean_precision = None if precision is None else mean_precision(model.params["layers"], precision)
         self._scored = 0
         self._nll = 0.0
         self._kl: float | None = None
@@ -164,12 +175,13 @@ class _Row:
         tokens, length = chunk
         self._add(length, *_score(self._top, hidden, _next(tokens), expected, config=self.config))
 
-    def result(self, precision: int | Literal["reference"] | None) -> Result:
+    def result(self, precision: Precision | Literal["reference"] | None) -> Result:
         return Result(
             precision=precision,
             perplexity=math.exp(self._nll / self._scored),
             kl=None if self._kl is None else self._kl / self._scored,
             bits_per_weight=self._bits_per_weight,
+            mean_precision=self._mean_precision,
         )
 
     def _add(self, length: int, nll: Any, kl: Any) -> None:
@@ -212,7 +224,7 @@ def _next(tokens: Int32[np.ndarray, " seq"]) -> Int32[np.ndarray, " seq"]:
 
 
 @functools.partial(jax.jit, static_argnames="precision")
-def _plain_layer(layers: dict[str, Any], index: Int32[Array, ""], *, precision: int | None) -> dict[str, Array]:
+def _plain_layer(layers: dict[str, Any], index: Int32[Array, ""], *, precision: Precision | None) -> dict[str, Array]:
     """One layer's parameters as plain float32 arrays, its matrices as `precision` bits have them."""
     if SPLIT in layers:
         specs = {name: layers[SPLIT].plain_spec(name, len(leaf.shape) - 1) for name, leaf in _arrays(layers).items()}
@@ -222,13 +234,13 @@ def _plain_layer(layers: dict[str, Any], index: Int32[Array, ""], *, precision: 
 
         return {**on_every_device(share, layers, (index,), out_specs=specs), SPLIT: layers[SPLIT]}
 
-    def plain(stack: Any) -> Array:
-        if precision is not None and isinstance(stack, Matrix):
-            return dequantize_layer(stack, index, precision=precision)
+    def plain(name: str, stack: Any) -> Array:
+        if isinstance(stack, Matrix) and (wanted := precision_of(precision, name)) is not None:
+            return dequantize_layer(stack, index, precision=wanted)
         leaf = jax.lax.dynamic_index_in_dim(stack, index, keepdims=False)
         return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    return {name: plain(stack) for name, stack in layers.items()}
+    return {name: plain(name, stack) for name, stack in layers.items()}
 
 
 def _arrays(layers: dict[str, Any]) -> dict[str, Any]:
@@ -283,23 +295,6 @@ def _nll(
 ) -> Float32[Array, "*batch"]:
     """Negative log-likelihood of the token after each."""
     return -jnp.take_along_axis(log_probabilities, following[..., None], axis=-1)[..., 0]
-
-
-def kl_divergence(
-    expected: Float[Array, "*batch vocab"], predicted: Float[Array, "*batch vocab"]
-) -> Float[Array, "*batch"]:
-    """KL(expected || predicted) of log-probabilities, in nats.
-
-    With p, q the probabilities and d = log p - log q, the sum of p d is also that of p d + q - p = p (exp(-d) - 1 + d),
-    since both distributions sum to 1. Those terms are of second order in d and never negative, so rounding
-    errors of d, which in the plain sum are errors of KL, are multiplied by d: KLs of 1e-6 and less keep their digits in
-    float32.
-    """
-    difference = expected - predicted
-    p = jnp.exp(expected)
-    small = p * (jnp.expm1(-difference) + difference)
-    large = p * difference + (jnp.exp(predicted) - p)
-    return jnp.sum(jnp.where(jnp.abs(difference) < _SMALL_DIFFERENCE, small, large), axis=-1)
 
 
 def _checked_tokens(tokens: TokenIds, config: ModelConfig) -> Int32[np.ndarray, " tokens"]:

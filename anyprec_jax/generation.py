@@ -21,6 +21,7 @@ from anyprec_jax.models.decoder import KVCache, hidden_dtype, init_cache
 from anyprec_jax.models.expansion import expanded
 from anyprec_jax.models.fusion import linears
 from anyprec_jax.models.model import Model
+from anyprec_jax.models.precision_map import Precision, PrecisionMap, check_map
 from anyprec_jax.sampling import checked_sampling
 from anyprec_jax.text_stream import TextBuffer
 from anyprec_jax.tokenizer import Tokenizer
@@ -64,8 +65,11 @@ def highest_precision(model: Model) -> int | None:
     return max(readable_precisions(model), default=None)
 
 
-def check_precision(model: Model, precision: int | None) -> None:
+def check_precision(model: Model, precision: Precision | None) -> None:
     """Raises ValueError unless a model can be read at `precision`, None being right for one that is not quantized."""
+    if isinstance(precision, PrecisionMap):
+        check_map(model.params["layers"], precision)
+        return
     readable = readable_precisions(model)
     choices = ", ".join(map(str, readable))
     if precision is None and readable:
@@ -103,7 +107,7 @@ def generate(
     model: Model,
     prompt: Prompt,
     *,
-    precision: int | None,
+    precision: Precision | None,
     chat: bool = False,
     max_new_tokens: int = 64,
     temperature: float | int = 0.0,
@@ -120,7 +124,7 @@ def generate(
     Args:
       model: its linears any-precision matrices, or plain arrays.
       prompt: text or token ids; with `chat`, the user's message or a list of messages.
-      precision: bits per weight to read; None for a model that is not quantized.
+      precision: bits per weight to read, or a `PrecisionMap`, as `allocate` makes it; None for a model that is not quantized.
       chat: put the prompt into the model's chat template.
       max_new_tokens: stop after this many, at least 1.
       temperature: 0 takes the likeliest token; above, see `sampling` for this and the filters.
@@ -158,7 +162,7 @@ def stream(
     model: Model,
     prompt: Prompt,
     *,
-    precision: int | None,
+    precision: Precision | None,
     chat: bool = False,
     max_new_tokens: int = 64,
     temperature: float | int = 0.0,

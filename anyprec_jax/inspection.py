@@ -59,6 +59,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "context": source.config.max_position_embeddings,
         "tokenizer": source.tokenizer is not None,
         "precisions": list(source.precisions),
+        "fractional_precisions": source.errors is not None if source.is_quantized else None,
         "parameters": sum(map(math.prod, shapes.values())),
         "quantized_weights": weights,
         "affine_weights": sum(math.prod(head.shape) for head in heads.values()),

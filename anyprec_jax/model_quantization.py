@@ -4,7 +4,7 @@ Work in progress lives in one hidden folder beside the destination:
 
     .NAME.quantizing/run.json              what is being made: another command must not continue it
     .NAME.quantizing/sensitivity-00012/    the sensitivity summed over the first 12 sequences, one .npy a linear
-    .NAME.quantizing/layer-00007.npz       a finished layer
+    .NAME.quantizing/layer-00007.npz       a finished layer, and what each precision costs its linears
     .NAME.quantizing/share-00001/          of several processes, what the second one sums
 
 Every entry is written under another name and then renamed, so that what exists is complete. The same command run again continues from
@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anyprec_jax import affine, sensitivity
+from anyprec_jax.allocation import matrix_errors, scaled
 from anyprec_jax.array import AnyPrecArray, Matrix
 from anyprec_jax.calibration import mixed_windows, read_text
 from anyprec_jax.checkpoint import load
@@ -43,9 +44,11 @@ from anyprec_jax.checkpoint.source import CodebookKind
 from anyprec_jax.compaction import compact
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.joint_codes import JointSettings
+from anyprec_jax.layer_divergence import Divergence, divergence_of_layers
 from anyprec_jax.models.families import parameter_shapes
 from anyprec_jax.models.fusion import LINEARS, linears
 from anyprec_jax.models.model import Model, with_affine_head
+from anyprec_jax.models.precision_map import QuantizationErrors
 from anyprec_jax.processes import meet, processes, wait_for
 from anyprec_jax.quantization import FLOAT16_OVERFLOW, quantize, quantize_jointly
 
@@ -85,6 +88,9 @@ def quantize_model(
     progress: Progress = lambda phase, done, total: None,
 ) -> None:
     """Quantizes every linear of the decoder layers, and embedding and head, and writes an artefact.
+
+    With a calibration the artefact also says what each precision costs each linear (`allocation.quantization_errors`), so that it can be
+    read at fractional precisions.
 
     Args:
       source: a Hugging Face folder or a GGUF file.
@@ -131,7 +137,7 @@ def quantize_model(
         return
     with _run_folder(out, provenance, _bytes_needed(model, config, quality)) as folder:
         scores = None if windows is None else _measure_together(model, windows, _KIND[quality], folder, progress)
-        _quantize_layers(model, scores, config, joint, folder, progress)
+        _quantize_layers(model, scores, _KIND[quality], windows, config, joint, folder, progress)
         if not processes().is_first:
             wait_for([out], folder)
             return
@@ -420,17 +426,25 @@ def _save_sum(folder: Path, total: sensitivity.Sensitivity, done: int) -> None:
 def _quantize_layers(
     model: Model,
     scores: dict[str, np.ndarray] | None,
+    kind: sensitivity.Kind,
+    windows: np.ndarray | None,
     config: QuantizeConfig,
     joint: JointSettings | None,
     folder: Path,
     progress: Progress,
 ) -> None:
     layers = {name: np.asarray(leaf) for name, leaf in linears(model.params["layers"]).items()}
+    divergence: Divergence | None = None
     number, count = processes()
     for layer in range(number, model.config.num_layers, count):
         file = _layer_file(folder, layer)
         if not file.exists():
+            if windows is not None and divergence is None:
+                divergence = divergence_of_layers(
+                    model.params, model.config, windows[[0, -1]]
+                )  # of two texts, if there are
             arrays: dict[str, np.ndarray] = {}
+            matrices: dict[str, AnyPrecArray] = {}
             for name, leaf in layers.items():
                 weights = np.asarray(leaf[layer], np.float32)
                 score = np.ones_like(weights) if scores is None else np.asarray(scores[name][layer])
@@ -438,8 +452,13 @@ def _quantize_layers(
                     matrix = _quantized(weights, score, config, joint)
                 except ValueError as error:
                     raise ValueError(f"{name} of layer {layer}: {error}") from error
+                matrices[name] = matrix
                 arrays[f"{name}/bitplanes"] = np.asarray(matrix.bitplanes)
                 arrays |= {f"{name}/codebooks/{w}": np.asarray(book) for w, book in matrix.codebooks.items()}
+                if scores is not None:  # without, the errors of different linears are on no common scale
+                    arrays[f"{name}/errors"] = matrix_errors(weights, matrix, score, kind=kind)
+            if divergence is not None:
+                arrays["divergence"] = np.asarray(divergence(layer, matrices))
             _save_layer(file, arrays)
         progress("quantization", layer + 1, model.config.num_layers)
 
@@ -491,6 +510,7 @@ def _without_linears(model: Model) -> Model:
 def _assemble(model: Model, config: QuantizeConfig, folder: Path, codebooks: CodebookKind, progress: Progress) -> Model:
     """The model with stacks of the finished layers for its linears."""
     layers = dict(model.params["layers"])
+    errors: dict[str, np.ndarray] = {}
     shapes = parameter_shapes(model.config)
     precisions = range(config.seed_precision, config.parent_precision + 1)
     files = [np.load(_layer_file(folder, layer)) for layer in range(model.config.num_layers)]
@@ -503,12 +523,18 @@ def _assemble(model: Model, config: QuantizeConfig, folder: Path, codebooks: Cod
             parent_precision=config.parent_precision,
             k=shapes[f"layers/{name}"][-1],
         )
+        if all("divergence" in file for file in files):
+            errors[name] = np.stack([file[f"{name}/errors"] for file in files])
         if codebooks == "compact":
             layers[name] = compact(layers[name])
             progress("codebooks", done, len(names))
+    table = None
+    if errors:
+        divergences = [float(file["divergence"]) for file in files]
+        table = scaled(QuantizationErrors(tuple(precisions), errors), divergences)
     for file in files:
         file.close()
-    return dataclasses.replace(model, params=model.params | {"layers": layers})
+    return dataclasses.replace(model, params=model.params | {"layers": layers}, errors=table)
 
 
 def _remove(path: Path) -> None:

@@ -92,7 +92,7 @@ def assembled(
 ) -> dict[str, Any]:
     """Puts leaves back together, consuming them: each is released once it is in its matrix, and only one matrix is doubled."""
     params: dict[str, Any] = {}
-    for name, parts in _groups(matrices).items():
+    for name, parts in fused_groups(matrices).items():
         matrix = matrices[parts[0]]
         if matrix.is_affine:
             params[name] = AffineArray(**{leaf: jnp.asarray(leaves.pop(f"{name}/{leaf}")) for leaf in AFFINE_LEAVES})
@@ -115,7 +115,7 @@ def assembled(
     return nested(params)
 
 
-def _groups(matrices: Mapping[str, MatrixEntry]) -> dict[str, tuple[str, ...]]:
+def fused_groups(matrices: Mapping[str, MatrixEntry]) -> dict[str, tuple[str, ...]]:
     """Every matrix in memory, and the ones in the artefact that it is made of, in order."""
     groups: dict[str, tuple[str, ...]] = {name: (name,) for name in matrices}
     for whole, parts in PARTS.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anyprec_jax.checkpoint.source import Source
+from anyprec_jax.models.precision_map import Precision, PrecisionMap
 
 FORMAT = "bandwise.export"
 FORMAT_VERSION = 1
@@ -24,7 +25,7 @@ def write(folder: Path, source: Source, files: Sequence[str]) -> None:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "source": None if source.path is None else source.path.resolve().name,
-        "read_at": source.read_at,
+        "read_at": precision_in_json(source.read_at),
         "provenance": dict(source.provenance),
         "files": described,
     }
@@ -72,6 +73,15 @@ def check(folder: Path) -> None:
     for name, entry in (document or {"files": {}})["files"].items():
         if _digest(folder / name) != entry["sha256"]:
             raise ValueError(f"{folder / name} is damaged: it does not match its checksum in {_FILE}")
+
+
+def precision_in_json(precision: Precision | None) -> Any:
+    """A precision in JSON: a number, or linear -> one for each layer."""
+    return (
+        {name: list(layers) for name, layers in precision.linears.items()}
+        if isinstance(precision, PrecisionMap)
+        else precision
+    )
 
 
 def _is_described(name: str, entry: object) -> bool:

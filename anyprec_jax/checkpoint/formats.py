@@ -14,18 +14,20 @@ from anyprec_jax.checkpoint.atomic import require_free
 from anyprec_jax.checkpoint.orbax import is_quantized, load_artefact, save_artefact
 from anyprec_jax.checkpoint.source import CodebookKind, Source, plain_source, with_codebooks
 from anyprec_jax.models.model import Model
+from anyprec_jax.models.precision_map import Precision, precisions_in
 from anyprec_jax.sharding import shard
 
 TARGETS = ("huggingface", "orbax", "upstream", "artefact")  # what `export` writes
 
 
-def load(path: str | Path, *, precisions: Sequence[int] | None = None, mesh: Mesh | None = None) -> Model:
+def load(path: str | Path, *, precisions: Sequence[Precision] | None = None, mesh: Mesh | None = None) -> Model:
     """Reads a model: an artefact or another Orbax folder, a checkpoint of the paper's authors, a Hugging Face folder
     (safetensors) or a GGUF file.
 
     Args:
       path: the folder or file.
-      precisions: for a quantized model, those that will be asked for: planes and codebooks that none of them needs are not kept.
+      precisions: for a quantized model, those that will be asked for, ints and maps: planes and codebooks that none of them needs are
+        not kept.
       mesh: devices to split the model over (`sharding.shard`). Of an artefact or another Orbax folder, a process then reads the shares
         of its own devices; other formats are read whole first.
 
@@ -37,7 +39,7 @@ def load(path: str | Path, *, precisions: Sequence[int] | None = None, mesh: Mes
       ValueError: not a model, a damaged one, an unsupported architecture, or `precisions` of a model that is not quantized; a mesh
         without an axis "model".
     """
-    path = Path(path)
+    path, precisions = Path(path), _whole(precisions)
     kind = _format_of(path)
     if mesh is not None and kind != "orbax":
         return shard(load(path, precisions=precisions), mesh)
@@ -54,13 +56,13 @@ def load(path: str | Path, *, precisions: Sequence[int] | None = None, mesh: Mes
             return gguf.load_file(path)
 
 
-def open_source(path: str | Path, *, precisions: Sequence[int] | None = None) -> Source:
+def open_source(path: str | Path, *, precisions: Sequence[Precision] | None = None) -> Source:
     """A model of any format, described and checked, its weights to be read one by one.
 
     Raises:
       FileNotFoundError, ValueError: as for `load`.
     """
-    path = Path(path)
+    path, precisions = Path(path), _whole(precisions)
     match _format_of(path):
         case "orbax":
             return orbax_folder.open_artefact(path, precisions=precisions)
@@ -93,7 +95,7 @@ def export(
     dest: str | Path,
     target: str,
     *,
-    precision: int | None = None,
+    precision: Precision | None = None,
     dtype: str | None = None,
     codebooks: CodebookKind | None = None,
 ) -> None:
@@ -104,7 +106,7 @@ def export(
       dest: the folder to write: must not exist, or be empty.
       target: "huggingface" and "orbax" are plain weights, "upstream" (the layout of the paper's authors) and "artefact" keep codes and
         codebooks bit for bit (compact ones as the float16 that they stand for in "upstream").
-      precision: at which a quantized model becomes plain; None for a plain model and for the other two targets.
+      precision: at which a quantized model becomes plain, an int or a map; None for a plain model and for the other two targets.
       dtype: of plain weights: float32, float16 or bfloat16. None keeps those of plain models, and takes float32 for others.
       codebooks: of an artefact: "compact" makes compact ones (`compaction.compact`), "float16" decodes those; None keeps what there is.
 
@@ -148,6 +150,10 @@ def export(
             orbax_folder.write_folder(dest, source, provenance=source.provenance)
 
 
+def _whole(precisions: Sequence[Precision] | None) -> list[int] | None:
+    return None if precisions is None else sorted({w for precision in precisions for w in precisions_in(precision)})
+
+
 def _format_of(path: Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give an artefact, a Hugging Face folder or a GGUF file")
@@ -165,7 +171,10 @@ def _format_of(path: Path) -> str:
 
 def _provenance(source: Source) -> dict[str, object]:
     name = None if source.path is None else source.path.resolve().name
-    return {"source": {"name": name, "format": source.format}, "read_at": source.read_at}
+    return {
+        "source": {"name": name, "format": source.format},
+        "read_at": export_record.precision_in_json(source.read_at),
+    }
 
 
 def _dtype(name: str) -> np.dtype:

@@ -1,7 +1,8 @@
 """The manifest of an artefact: what the folder holds, checked before anything else is read.
 
 `manifest.json` lists every array of the Orbax checkpoint beside it with shape, dtype, size and SHA-256 of its decoded bytes, and
-says which leaves form an any-precision matrix. A folder without a manifest is not an artefact.
+says which leaves form an any-precision matrix, and what each precision costs each of them where that was measured. A folder without
+a manifest is not an artefact.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from anyprec_jax.compact_codebooks import leaf_shapes
+from anyprec_jax.models.precision_map import QuantizationErrors
 
 FORMAT = "bandwise.anyprec"
 FORMAT_VERSION = 1
@@ -113,6 +115,9 @@ class Manifest:
     matrices: dict[str, MatrixEntry]
     arrays: dict[str, ArrayEntry]
     provenance: dict[str, Any]  # source, quantization settings, calibration: for people and for resuming
+    errors: QuantizationErrors | None = (
+        None  # what `allocation` shares bits out by; the names are those of the layers' linears
+    )
 
     @property
     def precisions(self) -> tuple[int, ...]:
@@ -147,6 +152,9 @@ def write(folder: Path, manifest: Manifest) -> None:
         "arrays": {name: dataclasses.asdict(entry) for name, entry in sorted(manifest.arrays.items())},
         "provenance": manifest.provenance,
     }
+    if (errors := manifest.errors) is not None:
+        tables = {name: np.asarray(table).tolist() for name, table in sorted(errors.linears.items())}
+        document["errors"] = {"precisions": list(errors.precisions), "linears": tables}
     (folder / _FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
@@ -178,6 +186,23 @@ def read(folder: Path) -> Manifest:
                 for name, entry in document["arrays"].items()
             },
             provenance=dict(document["provenance"]),
+            errors=_errors(document.get("errors")),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def _errors(document: Any) -> QuantizationErrors | None:
+    """What the manifest says that precisions cost; raises ValueError where that is no table of numbers."""
+    if document is None:
+        return None
+    precisions = tuple(document["precisions"])
+    if not all(type(w) is int and 1 <= w <= 8 for w in precisions) or precisions != tuple(sorted(set(precisions))):
+        raise ValueError(
+            f"errors of the precisions {document['precisions']!s:.80}, which should ascend from 1 to 8 at most"
+        )
+    tables = {name: np.asarray(table, np.float64) for name, table in document["linears"].items()}
+    for name, table in tables.items():
+        if table.ndim != 2 or table.shape[1] != len(precisions) or not (np.isfinite(table) & (table >= 0)).all():
+            raise ValueError(f"errors of {name} should be numbers of at least 0, {len(precisions)} for each layer")
+    return QuantizationErrors(precisions, tables)

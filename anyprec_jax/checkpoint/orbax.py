@@ -101,7 +101,10 @@ def write_folder(path: Path, source: Source, *, provenance: Mapping[str, Any], n
             else:
                 _write_plain(writer, name, shape, source, narrow=narrow)
         arrays = writer.finish()
-        manifests.write(folder, Manifest(matrices=dict(source.matrices), arrays=arrays, provenance=dict(provenance)))
+        manifests.write(
+            folder,
+            Manifest(matrices=dict(source.matrices), arrays=arrays, provenance=dict(provenance), errors=source.errors),
+        )
 
 
 def load_artefact(
@@ -127,12 +130,12 @@ def load_artefact(
     if mesh is not None:
         reader = TreeReader(path / _CHECKPOINT, manifest.arrays)
         config, params = split_params(config, manifest, reader, wanted, dtype, mesh)
-        return Model(config=config, params=params, tokenizer=Tokenizer.from_folder(path))
+        return Model(config=config, params=params, tokenizer=Tokenizer.from_folder(path), errors=manifest.errors)
     names = [name for name in manifest.arrays if _is_needed(name, manifest, wanted)]
     reader = TreeReader(path / _CHECKPOINT, manifest.arrays)
     leaves = {name: reader.read(name) for name in names}
     params = assembled(leaves, manifest.matrices, wanted, dtype)
-    return Model(config=config, params=params, tokenizer=Tokenizer.from_folder(path))
+    return Model(config=config, params=params, tokenizer=Tokenizer.from_folder(path), errors=manifest.errors)
 
 
 def open_artefact(path: Path, *, precisions: Sequence[int] | None = None) -> Source:
@@ -180,6 +183,7 @@ def open_artefact(path: Path, *, precisions: Sequence[int] | None = None) -> Sou
         precisions=wanted,
         read=read,
         provenance=manifest.provenance,
+        errors=manifest.errors,
     )
 
 
@@ -305,6 +309,7 @@ def _check_shapes(manifest: Manifest, config: ModelConfig, path: Path) -> None:
     if differing := sorted(set(expected) ^ set(manifest.arrays)):
         side = "lacks" if differing[0] in expected else "has an unexpected"
         raise ValueError(f"{path} is damaged: its manifest {side} {differing[0]}")
+    _check_errors(manifest, config, path)
     for name, entry in manifest.arrays.items():
         if entry.shape != expected[name]:
             raise ValueError(
@@ -325,6 +330,20 @@ def _check_kinds(manifest: Manifest, path: Path) -> None:
             entry, dtype = manifest.arrays.get(f"{name}/{leaf}"), "float16" if leaf.startswith("scales") else "uint8"
             if entry is not None and entry.dtype != dtype:
                 raise ValueError(f"{path} is damaged: {name}/{leaf} is {entry.dtype}, not {dtype}")
+
+
+def _check_errors(manifest: Manifest, config: ModelConfig, path: Path) -> None:
+    """Errors must be those of these linears, in these layers, at these precisions."""
+    if (errors := manifest.errors) is None:
+        return
+    linears = {name.removeprefix(LAYERS) for name, matrix in manifest.matrices.items() if not matrix.is_affine}
+    layers = {len(table) for table in errors.linears.values()}
+    if (
+        set(errors.linears) != linears
+        or layers != {config.num_layers}
+        or set(manifest.precisions) - {*errors.precisions}
+    ):
+        raise ValueError(f"{path} is damaged: the errors in its manifest are not those of its matrices")
 
 
 def _is_needed(name: str, manifest: Manifest, wanted: Sequence[int]) -> bool:

@@ -30,6 +30,7 @@ from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.families import LAYERS, parameter_shapes
 from anyprec_jax.models.fusion import unfused
 from anyprec_jax.models.model import Model
+from anyprec_jax.models.precision_map import Precision, PrecisionMap, QuantizationErrors, precisions_in
 from anyprec_jax.tokenizer import Tokenizer
 
 Leaf: TypeAlias = np.ndarray | AnyPrecArray | AffineArray  # the last two with NumPy leaves
@@ -53,6 +54,7 @@ class Source:
       read: (parameter, layer) -> its weights in that layer; the layer is None outside the layers.
       provenance: JSON-able facts about how the model was made.
       read_at: the precision that plain weights were dequantized at; None where they were not.
+      errors: what each precision costs each linear of the layers; None where nobody measured it.
     """
 
     format: str
@@ -64,7 +66,8 @@ class Source:
     precisions: tuple[int, ...]
     read: Callable[[str, int | None], Leaf]
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    read_at: int | None = None
+    read_at: Precision | None = None
+    errors: QuantizationErrors | None = None
 
     @property
     def is_quantized(self) -> bool:
@@ -98,6 +101,7 @@ def model_source(model: Model) -> Source:
         dtypes={name: leaf.dtype for name, leaf in plain.items()},
         precisions=common_precisions(matrices),
         read=read,
+        errors=model.errors,
     )
 
 
@@ -180,8 +184,8 @@ def with_codebooks(source: Source, kind: CodebookKind) -> Source:
     return dataclasses.replace(source, matrices=matrices, read=read, provenance=provenance)
 
 
-def plain_source(source: Source, *, precision: int | None, dtype: np.dtype | None) -> Source:
-    """The model as plain arrays: what is quantized as `precision` bits represent it.
+def plain_source(source: Source, *, precision: Precision | None, dtype: np.dtype | None) -> Source:
+    """The model as plain arrays: what is quantized as `precision` has it.
 
     Args:
       source: any.
@@ -199,8 +203,7 @@ def plain_source(source: Source, *, precision: int | None, dtype: np.dtype | Non
     def read(parameter: str, layer: int | None) -> Leaf:
         leaf, wanted = source.read(parameter, layer), dtypes[parameter]
         if isinstance(leaf, AnyPrecArray):
-            assert precision is not None
-            plain = dequantized_matrix(leaf, precision=precision, dtype=wanted)
+            plain = dequantized_matrix(leaf, precision=_precision_at(precision, parameter, layer), dtype=wanted)
         elif isinstance(leaf, AffineArray):
             plain = dequantized_rows(leaf, dtype=wanted)
         else:
@@ -209,7 +212,16 @@ def plain_source(source: Source, *, precision: int | None, dtype: np.dtype | Non
         _check_finite(plain, leaf, parameter, layer)
         return plain
 
-    return dataclasses.replace(source, matrices={}, dtypes=dtypes, precisions=(), read=read, read_at=precision)
+    changes: dict[str, Any] = {"matrices": {}, "dtypes": dtypes, "precisions": (), "read_at": precision, "errors": None}
+    return dataclasses.replace(source, read=read, **changes)
+
+
+def _precision_at(precision: Precision | None, parameter: str, layer: int | None) -> int:
+    if isinstance(precision, PrecisionMap):
+        assert layer is not None
+        return precision.of(parameter.removeprefix(LAYERS))[layer]
+    assert precision is not None
+    return precision
 
 
 def dequantized_matrix(matrix: AnyPrecArray, *, precision: int, dtype: np.dtype) -> Shaped[np.ndarray, "*lead n k"]:
@@ -240,14 +252,24 @@ def dequantized_rows(array: AffineArray, *, dtype: np.dtype) -> Shaped[np.ndarra
     return result
 
 
-def _check_precision(source: Source, precision: int | None) -> None:
+def _check_precision(source: Source, precision: Precision | None) -> None:
     where = "the model" if source.path is None else str(source.path)
     if not source.is_quantized and precision is not None:
         raise ValueError(f"{where} is not quantized, so it has no precisions to choose from")
-    if source.is_quantized and precision not in source.precisions:
+    if isinstance(precision, PrecisionMap):
+        _check_names(source, precision)
+    if source.is_quantized and (
+        missing := [w for w in precisions_in(precision) or (None,) if w not in source.precisions]
+    ):
         stored = ", ".join(map(str, source.precisions))
-        wanted = "a precision is needed for" if precision is None else f"precision {precision} is not in"
+        wanted = "a precision is needed for" if precision is None else f"precision {missing[0]} is not in"
         raise ValueError(f"{wanted} {where}, which holds {stored}")
+
+
+def _check_names(source: Source, precisions: PrecisionMap) -> None:
+    for name, entry in source.matrices.items():
+        if not entry.is_affine and len(precisions.of(name.removeprefix(LAYERS))) != source.config.num_layers:
+            raise ValueError(f"the precision map is not one of {source.config.num_layers} layers")
 
 
 def _check_finite(plain: np.ndarray, leaf: Leaf, parameter: str, layer: int | None) -> None:

@@ -12,6 +12,7 @@ from bandwise_commands.errors import messages
 
 if TYPE_CHECKING:  # importing it takes seconds
     from anyprec_jax.models.model import Model
+    from anyprec_jax.models.precision_map import Precision
 
 ModelPath = Annotated[
     Path,
@@ -27,7 +28,7 @@ Devices = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
-def load_model(path: Path, precisions: Sequence[int] | None, devices: int | None) -> "Model":
+def load_model(path: Path, precisions: "Sequence[Precision] | None", devices: int | None) -> "Model":
     """The model, split over so many devices if a number is given."""
     from anyprec_jax.checkpoint import load
     from anyprec_jax.sharding import tensor_parallel_mesh

@@ -17,7 +17,13 @@ from bandwise_commands.errors import messages, reporting_errors
 def evaluate(
     model: ModelPath,
     text: Annotated[Path, typer.Option(help="The text to score.", show_default=False)],
-    precision: Annotated[list[int] | None, typer.Option(help="Bits to read; repeat for several. Default: all.")] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Bits to read, on average where they are no whole number; 3,3.5,4 or repeated for several. Default: all whole ones.",
+            show_default=False,
+        ),
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="The unquantized model, for the KL divergence.")] = None,
     sequence_length: Annotated[int, typer.Option(help="Tokens in a chunk; a chunk's first is not scored.")] = 512,
     max_tokens: Annotated[int | None, typer.Option(help="Score the first N tokens only.")] = None,
@@ -27,10 +33,12 @@ def evaluate(
     """Perplexity, and KL divergence (nats per token) from the unquantized model, at each precision."""
     from anyprec_jax import evaluate as evaluation
     from anyprec_jax.calibration import read_text
-    from anyprec_jax.checkpoint import load
+    from anyprec_jax.checkpoint import load, precision_for
 
+    asked = None if precision is None else _numbers(precision)
     note_missing_native_op()
-    subject = load_model(model, precision, devices)
+    precisions = None if asked is None else [precision_for(model, bits) for bits in asked]
+    subject = load_model(model, precisions, devices)
     if subject.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, and scoring text needs one")
     if max_tokens is not None and max_tokens < 2:
@@ -43,16 +51,32 @@ def evaluate(
         results = evaluation.evaluate(
             subject,
             tokens,
-            precisions=precision,
+            precisions=precisions,
             reference=baseline,
             sequence_length=sequence_length,
             progress=lambda done, total: progress("scoring", done, total),
         )
-    report = {"tokens": len(tokens), "results": [result._asdict() for result in results]}
+    bits_of: dict[Any, Any] = dict(
+        zip(precisions or (), asked or (), strict=True)
+    )  # a map is told by what was asked for
+    rows = [result._asdict() | {"precision": bits_of.get(result.precision, result.precision)} for result in results]
+    report = {"tokens": len(tokens), "results": rows}
     if as_json:
         print_json(report)
     else:
         _print_evaluation(report)
+
+
+def _numbers(texts: list[str]) -> list[int | float]:
+    """The numbers of some options, each of which may have several."""
+    numbers: list[int | float] = []
+    for part in ",".join(texts).split(","):
+        try:
+            bits = float(part)
+        except ValueError:
+            raise ValueError(f"'--precision': wanted numbers of bits such as 4 or 3,3.5,4, got {part!r}") from None
+        numbers.append(int(bits) if bits.is_integer() else bits)
+    return numbers
 
 
 def _print_evaluation(report: dict[str, Any]) -> None:
@@ -62,5 +86,8 @@ def _print_evaluation(report: dict[str, Any]) -> None:
     for row in report["results"]:
         kl = "-" if row["kl"] is None else f"{row['kl']:.5f}"
         bits = "-" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.2f}"
-        table.add_row(str(row["precision"]), bits, f"{row['perplexity']:.4f}", kl)
+        precision = row["precision"]
+        if isinstance(precision, float):
+            precision = f"{precision:g} (average {row['mean_precision']:.4f})"
+        table.add_row(str(precision), bits, f"{row['perplexity']:.4f}", kl)
     Console(highlight=False).print(table)

@@ -14,7 +14,10 @@ def export(
     model: ModelPath,
     dest: Annotated[Path, typer.Argument(help="The folder to write: a new one.", show_default=False)],
     precision: Annotated[
-        int | None, typer.Option(help="Bits to read, where a quantized model becomes plain.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Bits to read, 3.5 say on average, where a quantized model becomes plain.", show_default=False
+        ),
     ] = None,
     target: Annotated[
         Literal["huggingface", "orbax", "upstream", "artefact"],
@@ -37,7 +40,9 @@ def export(
     ] = None,
 ) -> None:
     """Write a model in another format, one tensor at a time, for other software to load."""
-    from anyprec_jax.checkpoint.formats import export as convert
+    from anyprec_jax.checkpoint import export as convert
+    from anyprec_jax.checkpoint import precision_for
 
-    convert(model, dest, target, precision=precision, dtype=dtype, codebooks=codebooks)
+    wanted = None if precision is None else precision_for(model, precision)
+    convert(model, dest, target, precision=wanted, dtype=dtype, codebooks=codebooks)
     messages.print(f"wrote {dest}", markup=False)

@@ -14,7 +14,10 @@ def generate(
     model: ModelPath,
     prompt: Annotated[str, typer.Option(help="The text to continue, or the message to answer.", show_default=False)],
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
-    precision: Annotated[int | None, typer.Option(help="Bits to read. Default: the most there are.")] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(help="Bits to read, 3.5 say on average. Default: the most there are.", show_default=False),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 picks the likeliest token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest.")] = None,
@@ -27,11 +30,13 @@ def generate(
 ) -> None:
     """Write text, as it comes."""
     from anyprec_jax import generation
+    from anyprec_jax.checkpoint import precision_for
 
     note_missing_native_op()
-    subject = load_model(model, None if precision is None else [precision], devices)
+    wanted = None if precision is None else precision_for(model, precision)
+    subject = load_model(model, None if wanted is None else [wanted], devices)
     options: dict[str, Any] = {
-        "precision": precision if precision is not None else generation.highest_precision(subject),
+        "precision": wanted if wanted is not None else generation.highest_precision(subject),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,

@@ -9,6 +9,11 @@ from rich.table import Table
 from anyprec_jax.cli.arguments import AsJson, ModelPath, print_json
 from bandwise_commands.errors import reporting_errors
 
+_FRACTIONAL = {
+    True: "fractional precisions, 3.5 say: yes",
+    False: "fractional precisions: no, quantize with a calibration text to have them",
+}
+
 
 @reporting_errors
 def inspect(model: ModelPath, as_json: AsJson = False) -> None:
@@ -36,6 +41,8 @@ def _print_inspection(report: dict[str, Any]) -> None:
     console.print(f"in memory: {', '.join(shares)}", soft_wrap=True)
     if precisions:
         _print_matrices(console, report, precisions)
+    if report["fractional_precisions"] is not None:
+        console.print(_FRACTIONAL[report["fractional_precisions"]], soft_wrap=True)
     sizes = report["bytes"]
     console.print(
         f"{report['quantized_weights']:,} any-precision weights in {sizes['quantized'] / 1e6:.1f} MB, "

@@ -53,6 +53,7 @@ from anyprec_jax.models.linear import linear as linear
 from anyprec_jax.models.mlp import mlp
 from anyprec_jax.models.norms import normed
 from anyprec_jax.models.norms import rms_norm as rms_norm
+from anyprec_jax.models.precision_map import Precision, PrecisionMap, check_map
 from anyprec_jax.models.rope import rotate
 from anyprec_jax.models.split import SPLIT, all_logits, has_split_vocabulary, on_every_device, own_rows
 from anyprec_jax.ops import matmul_affine
@@ -96,7 +97,7 @@ def forward(
     tokens: Int[Array | np.ndarray, "batch seq"],
     config: ModelConfig,
     *,
-    precision: int | None,
+    precision: Precision | None,
     cache: KVCache | None = None,
     lengths: Int[Array | np.ndarray, " batch"] | None = None,
     attention: Attention | None = None,
@@ -110,7 +111,7 @@ def forward(
       params: see the module.
       tokens: ids; a row may be padded on the right with anything.
       config: the model's settings.
-      precision: bits at which to read every `AnyPrecArray`; None for a model that has none.
+      precision: bits at which to read every `AnyPrecArray`, or a `PrecisionMap`; static. None for a model that has none.
       cache: what the rows so far have left.
       lengths: how many tokens of each row are real; None means all. Logits of the others are meaningless.
       attention: takes the place of `dot_product_attention`, whose contract it must keep. Any hashable callable.
@@ -137,7 +138,7 @@ def hidden_states(
     tokens: Int[Array | np.ndarray, "batch seq"],
     config: ModelConfig,
     *,
-    precision: int | None,
+    precision: Precision | None,
     cache: KVCache | None = None,
     lengths: Int[Array | np.ndarray, " batch"] | None = None,
     attention: Attention | None = None,
@@ -219,7 +220,7 @@ def layer_forward(
     hidden: Float[Array, "batch seq hidden"],
     config: ModelConfig,
     *,
-    precision: int | None = None,
+    precision: Precision | None = None,
     attention: Attention | None = None,
     lengths: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch seq hidden"]:
@@ -228,7 +229,8 @@ def layer_forward(
     Args:
       layer: one layer's slice of `with_kinds(params["layers"], config)`.
       hidden: the output of the layer before, or of `embed`.
-      config, precision, attention, lengths: as for `forward`.
+      precision: an int, as for `forward`, or None: one layer does not know its place in a map.
+      config, attention, lengths: as for `forward`.
     """
     batch, seq, _ = hidden.shape
     lengths = jnp.full(batch, seq, jnp.int32) if lengths is None else lengths
@@ -249,7 +251,7 @@ def _layer(
     kinds: Rotations | None,
     config: ModelConfig,
     *,
-    precision: int | None,
+    precision: Precision | None,
     attention: Attention,
 ) -> Array:
     window = window_of(layer, hidden.shape[1], config)
@@ -271,7 +273,13 @@ def _attention_of(config: ModelConfig, attention: Attention | None) -> Attention
 
 @functools.partial(jax.jit, static_argnames=("config", "precision", "attention"))
 def _whole_sequences(
-    params: Params, tokens: Array, lengths: Array, config: ModelConfig, *, precision: int | None, attention: Attention
+    params: Params,
+    tokens: Array,
+    lengths: Array,
+    config: ModelConfig,
+    *,
+    precision: Precision | None,
+    attention: Attention,
 ) -> Array:
     if SPLIT in params:
         body = functools.partial(_whole_sequences, precision=precision, attention=attention)
@@ -296,7 +304,7 @@ def _continued_sequences(
     cache: KVCache,
     config: ModelConfig,
     *,
-    precision: int | None,
+    precision: Precision | None,
     attention: Attention,
 ) -> tuple[Array, KVCache]:
     if SPLIT in params:
@@ -361,7 +369,7 @@ def _join(stacks: Mapping[str, Matrix], index: Array, sliced: Params) -> dict[st
 
 
 def _attention_inputs(
-    layer: Params, hidden: Array, angles: tuple[Array, Array] | None, config: ModelConfig, precision: int | None
+    layer: Params, hidden: Array, angles: tuple[Array, Array] | None, config: ModelConfig, precision: Precision | None
 ) -> tuple[Array, Array, Array]:
     """Query (rotated and scaled), key (rotated) and value of every position: [batch, seq, heads, head_dim] each."""
     entering = normed(layer, "input_norm", hidden, config)
@@ -384,7 +392,9 @@ def _attention_inputs(
     return query.astype(hidden.dtype), key.astype(hidden.dtype), value
 
 
-def _layer_output(layer: Params, hidden: Array, attended: Array, config: ModelConfig, precision: int | None) -> Array:
+def _layer_output(
+    layer: Params, hidden: Array, attended: Array, config: ModelConfig, precision: Precision | None
+) -> Array:
     """The rest of a layer after attention: the output projection and the MLP, each added to its input."""
     mixed = project(layer, "o_proj", attended.reshape(*hidden.shape[:2], -1), precision)
     if config.residual != "sequential":
@@ -401,7 +411,10 @@ def _add_normed(layer: Params, name: str, hidden: Array, output: Array, config: 
     return hidden + normed(layer, name, output, config)
 
 
-def _check_precision(params: Params, precision: int | None) -> None:
+def _check_precision(params: Params, precision: Precision | None) -> None:
+    if isinstance(precision, PrecisionMap):
+        check_map(params["layers"], precision)
+        return
     matrices = [(name, w) for name, w in linears(params["layers"]).items() if isinstance(w, Matrix)]
     if precision is None and matrices:
         precisions = matrices[0][1].precisions

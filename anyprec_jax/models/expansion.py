@@ -5,9 +5,10 @@ from typing import Any
 
 from anyprec_jax.array import Matrix, expand
 from anyprec_jax.models.fusion import linears
+from anyprec_jax.models.precision_map import Precision, precisions_in
 
 
-def expanded(layers: Mapping[str, Any], precision: int | None) -> dict[str, Any]:
+def expanded(layers: Mapping[str, Any], precision: Precision | None) -> dict[str, Any]:
     """The layers with a float16 codebook at `precision` in place of compact ones; all else is what it was, and nothing is copied.
 
     Args:
@@ -17,7 +18,7 @@ def expanded(layers: Mapping[str, Any], precision: int | None) -> dict[str, Any]
     Raises:
       ValueError: a linear that cannot be read at it.
     """
-    precisions = () if precision is None else (precision,)
+    precisions = precisions_in(precision)
     return dict(layers) | {
         name: expand(weight, precisions) for name, weight in linears(layers).items() if isinstance(weight, Matrix)
     }

@@ -21,6 +21,7 @@ from anyprec_jax.models.decoder import (
 )
 from anyprec_jax.models.expansion import expanded
 from anyprec_jax.models.layer_kinds import rotation_of, rotations, with_kinds
+from anyprec_jax.models.precision_map import Precision
 from anyprec_jax.models.split import SPLIT
 
 # (layer, query [seq, heads, head_dim], key [kv, kv_heads, head_dim], value like key) -> [seq, heads, head_dim]. Query s stands at
@@ -33,7 +34,7 @@ def continue_layerwise(
     tokens: Int[Array, " seq"],
     config: ModelConfig,
     *,
-    precision: int | None,
+    precision: Precision | None,
     cache: KVCache,
     attention: LayerAttention,
 ) -> Float32[Array, "seq vocab"]:
@@ -82,7 +83,7 @@ def _inputs(
     hidden: Float[Array, "1 seq hidden"],
     start: Array,
     config: ModelConfig,
-    precision: int | None,
+    precision: Precision | None,
 ) -> tuple[Array, Array, Array]:
     positions = start[:, None] + jnp.arange(hidden.shape[1])[None, :]
     layer = _layer(layers, index)
@@ -93,7 +94,7 @@ def _inputs(
 
 @functools.partial(jax.jit, static_argnames=("config", "precision"))
 def _output(
-    layers: Params, index: Array, hidden: Array, attended: Array, config: ModelConfig, precision: int | None
+    layers: Params, index: Array, hidden: Array, attended: Array, config: ModelConfig, precision: Precision | None
 ) -> Float[Array, "1 seq hidden"]:
     return _layer_output(_layer(layers, index), hidden, attended[None], config, precision)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Float32, Int
 from anyprec_jax.array import Matrix
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.linear import StackedMatrix, dense_product, project
+from anyprec_jax.models.precision_map import Precision
 from anyprec_jax.models.split import summed
 from anyprec_jax.ops import flat_stack
 
@@ -28,7 +29,7 @@ _LINEARS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def mlp(
-    layer: Mapping[str, Any], x: Float[Array, "batch seq hidden"], config: ModelConfig, precision: int | None
+    layer: Mapping[str, Any], x: Float[Array, "batch seq hidden"], config: ModelConfig, precision: Precision | None
 ) -> Float[Array, "batch seq hidden"]:
     """What a layer's MLP, or the experts that its router chooses, make of every position."""
     if not config.num_experts:
@@ -51,7 +52,12 @@ def route(
 
 
 def _by_choice(
-    layer: Mapping[str, Any], rows: Array, weights: Array, experts: Array, config: ModelConfig, precision: int | None
+    layer: Mapping[str, Any],
+    rows: Array,
+    weights: Array,
+    experts: Array,
+    config: ModelConfig,
+    precision: Precision | None,
 ) -> Float32[Array, "rows hidden"]:
     """For few rows: one expert of one row after the other, so that no expert is read that no row needs."""
 
@@ -65,7 +71,12 @@ def _by_choice(
 
 
 def _by_expert(
-    layer: Mapping[str, Any], rows: Array, weights: Array, experts: Array, config: ModelConfig, precision: int | None
+    layer: Mapping[str, Any],
+    rows: Array,
+    weights: Array,
+    experts: Array,
+    config: ModelConfig,
+    precision: Precision | None,
 ) -> Float32[Array, "rows hidden"]:
     """For many rows: one expert after the other over all of them, those that did not choose it with weight 0.
 
@@ -94,7 +105,7 @@ def _matrix(weight: Any, expert: Array) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(jnp.asarray(leaf), expert, keepdims=False), weight)
 
 
-def _mlp(layer: Mapping[str, Any], x: Array, config: ModelConfig, precision: int | None) -> Array:
+def _mlp(layer: Mapping[str, Any], x: Array, config: ModelConfig, precision: Precision | None) -> Array:
     activation = _ACTIVATIONS[config.activation]
     if not config.gated_mlp:
         inner = activation(project(layer, "up_proj", x, precision))

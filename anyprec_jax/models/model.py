@@ -4,12 +4,14 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from anyprec_jax.affine import AffineArray, dequantize_affine, quantize_affine
 from anyprec_jax.array import Matrix, check_precision
 from anyprec_jax.layout import natural
 from anyprec_jax.models.config import ModelConfig
 from anyprec_jax.models.fusion import unfused
+from anyprec_jax.models.precision_map import Precision, PrecisionMap, QuantizationErrors, check_map, precision_of
 from anyprec_jax.ops import dequantize
 from anyprec_jax.tokenizer import Tokenizer
 
@@ -24,11 +26,13 @@ class Model:
       config: sizes and settings.
       params: the tree of weights that `decoder` describes, a plain dict of arrays and `AnyPrecArray`s.
       tokenizer: None where the files have none.
+      errors: what each precision costs each matrix, for `allocate`; None where nobody measured it.
     """
 
     config: ModelConfig
     params: dict[str, Any]
     tokenizer: Tokenizer | None = None
+    errors: QuantizationErrors | None = None
 
 
 def with_affine_head(model: Model) -> Model:
@@ -47,8 +51,8 @@ def with_affine_head(model: Model) -> Model:
     return dataclasses.replace(model, params=params)
 
 
-def dequantized(model: Model, *, precision: int) -> Model:
-    """The model that `precision` bits stand for: its linears, embedding and head plain float32 arrays.
+def dequantized(model: Model, *, precision: Precision) -> Model:
+    """The model that `precision` stands for: its linears, embedding and head plain float32 arrays.
 
     Raises:
       ValueError: the model is not quantized, or not readable at `precision`.
@@ -57,12 +61,21 @@ def dequantized(model: Model, *, precision: int) -> Model:
     stacks = {name: leaf for name, leaf in layers.items() if isinstance(leaf, Matrix)}
     if not stacks:
         raise ValueError("the model is not quantized: there is nothing to dequantize")
+    if isinstance(precision, PrecisionMap):
+        check_map(layers, precision)
     for name, stack in stacks.items():
-        check_precision(stack, precision)
-        layers[name] = _dense(natural(stack), precision)
+        layers[name] = _dense_layers(natural(stack), precision_of(precision, name))
     params = model.params | {"layers": layers}
     params |= {name: dequantize_affine(leaf) for name, leaf in params.items() if isinstance(leaf, AffineArray)}
-    return dataclasses.replace(model, params=params)
+    return dataclasses.replace(model, params=params, errors=None)
+
+
+def _dense_layers(stack: Any, precision: int | tuple[int, ...] | None) -> jax.Array:
+    if isinstance(precision, tuple):
+        layers = [jax.tree.map(lambda leaf, layer=layer: leaf[layer], stack) for layer in range(stack.shape[0])]
+        return jnp.stack([_dense(layer, w) for layer, w in zip(layers, precision, strict=True)])
+    check_precision(stack, precision)  # pyright: ignore[reportArgumentType]
+    return _dense(stack, precision)  # pyright: ignore[reportArgumentType]
 
 
 def _dense(stack: Any, precision: int) -> jax.Array:

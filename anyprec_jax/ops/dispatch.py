@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from anyprec_jax.array import Matrix, PreparedArray, check_precision
 from anyprec_jax.ops import cpu, operations, pallas_gpu, pallas_tpu
+from anyprec_jax.ops.branches import StackPrecision, at_own_precision, check_stack_precision
 from anyprec_jax.ops.transforms import Operation
 
 Implementation = Literal["xla", "cpu", "pallas_tpu", "pallas_gpu"]
@@ -20,7 +21,7 @@ def matmul(
     x: Shaped[Array, "*batch k"],
     array: Matrix,
     *,
-    precision: int,
+    precision: StackPrecision,
     layer: Int[Array, ""] | int | None = None,
     implementation: Implementation | None = None,
     arithmetic: cpu.Arithmetic | None = None,
@@ -34,7 +35,8 @@ def matmul(
     Args:
       x: floating point.
       array: one matrix, or with `layer` a stack of them; as it is, or prepared.
-      precision: bits per weight, seed <= precision <= parent.
+      precision: bits per weight, seed <= precision <= parent; or a tuple of one for each matrix of a stack, of which that of `layer`
+        is read (`branches.at_own_precision`).
       layer: which matrix of the stack, 0 <= layer < number of matrices; may be traced, as in a `jax.lax.scan`.
       implementation: "xla" runs everywhere; "cpu" is the native one; "pallas_tpu" and "pallas_gpu" are kernels for what their names
         say, and exact; None picks the best that works on the platforms that are here and for this number of rows, and never fails. All
@@ -52,10 +54,14 @@ def matmul(
       jax.errors.JaxRuntimeError: when it runs, if this processor lacks `isa`, or a traced `layer` is outside the stack.
     """
     _check(x, array, layer)
-    check_precision(array, precision)
+    _check_precisions(array, precision, layer)
     operation = _select(implementation, x.dtype, arithmetic, isa)
-    planes, codebook, index = _as_stack(array, array.codebooks[precision], layer)
-    return _multiply(x, planes, codebook, index, operation=operation)
+
+    def product(w: int) -> Array:
+        planes, codebook, index = _as_stack(array, array.codebooks[w], layer)
+        return _multiply(x, planes, codebook, index, operation=operation)
+
+    return at_own_precision(precision, layer, product)
 
 
 def matmul_mixed(
@@ -104,25 +110,30 @@ def matmul_mixed(
     )
 
 
-def dequantize_layer(stack: Matrix, layer: Int[Array, ""] | int, *, precision: int) -> Float32[Array, "*experts n k"]:
+def dequantize_layer(
+    stack: Matrix, layer: Int[Array, ""] | int, *, precision: StackPrecision
+) -> Float32[Array, "*experts n k"]:
     """The weights of one layer of a stack, as `precision` bits represent them; exact, and native where that is built.
 
     Args:
       stack: [layers, n, k], or [layers, experts, n, k], of which all experts of the layer are wanted.
       layer: its number.
-      precision: bits per weight.
+      precision: bits per weight, or a tuple of one for each layer.
 
     Raises:
       ValueError: if `stack` is one matrix, or cannot be read at `precision`.
     """
     if len(stack.shape) not in (3, 4):
         raise ValueError(f"expected a stack [layers, n, k], got a matrix of shape {stack.shape}: use dequantize")
-    check_precision(stack, precision)
+    _check_precisions(stack, precision, layer)
+    return at_own_precision(precision, layer, functools.partial(_dequantize_layer, stack, layer))
+
+
+def _dequantize_layer(stack: Matrix, layer: Array | int, precision: int) -> Array:
     if len(stack.shape) == 4:
         experts = stack.shape[1]
-        matrices = flat_stack(stack)
         first = jnp.asarray(layer, jnp.int32) * experts
-        one = functools.partial(dequantize_layer, matrices, precision=precision)
+        one = functools.partial(_dequantize_layer, flat_stack(stack), precision=precision)
         return jax.lax.map(one, first + jnp.arange(experts, dtype=jnp.int32))
     planes, codebook, index = _as_stack(stack, stack.codebooks[precision], layer)
     return operations.weights(planes, codebook, index, k=stack.k)
@@ -145,6 +156,12 @@ def _check(x: Array, array: Matrix, layer: Array | int | None) -> None:
         raise ValueError(f"layer is for a stack [layers, n, k] of matrices, got an array of shape {array.shape}")
     if isinstance(layer, int) and not 0 <= layer < array.shape[0]:
         raise ValueError(f"layer must be in [0, {array.shape[0]}), got {layer}")
+
+
+def _check_precisions(array: Matrix, precision: StackPrecision, layer: Array | int | None) -> None:
+    check_stack_precision(precision, size=array.shape[0], layer=layer)
+    for w in sorted(set(precision)) if isinstance(precision, tuple) else (precision,):
+        check_precision(array, w)
 
 
 def _as_stack(array: Matrix, codebook: Array, layer: Array | int | None) -> tuple[Array, Array, Array]:

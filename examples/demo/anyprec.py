@@ -35,7 +35,7 @@ HEADER = ("precision", "read", "resident", "size", "perplexity", "KL", "tokens/s
 UNITS = "read, resident: bits per weight of the linears; size: what a token reads; KL: nats per token"
 
 
-Precision: TypeAlias = int | Literal["reference"] | None  # as `evaluate` reports it
+Precision: TypeAlias = anyprec_jax.Precision | Literal["reference"] | None  # as `evaluate` reports it
 
 
 def run(data: Path, out: Path) -> Section:

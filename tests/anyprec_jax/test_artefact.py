@@ -207,6 +207,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         edit_manifest(lambda d: d["arrays"].update({"../../final_norm": d["arrays"].pop("final_norm")})),
         "damaged",
     ),
+    "errors of another model": (
+        edit_manifest(lambda d: d.update(errors={"precisions": [2, 3, 4], "linears": {"q_proj": [[3, 2, 1]] * 3}})),
+        "the errors in its manifest are not those of its matrices",
+    ),
     "no arrays at all": (edit_manifest(lambda d: d.pop("arrays")), "damaged"),
 }
 

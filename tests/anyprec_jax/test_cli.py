@@ -14,6 +14,7 @@ import safetensors.numpy
 from rich.console import Console
 
 from anyprec_jax import cli
+from anyprec_jax.allocation import allocate
 from anyprec_jax.checkpoint import load
 from anyprec_jax.checkpoint.formats import export
 from anyprec_jax.cli.progress import progress_bars
@@ -97,7 +98,8 @@ def test_evaluate(folder: Path) -> None:
 
     assert report["tokens"] == 100
     assert [row["precision"] for row in report["results"]] == ["reference", 3, 5]
-    assert all(set(row) == {"precision", "perplexity", "kl", "bits_per_weight"} for row in report["results"])
+    fields = {"precision", "perplexity", "kl", "bits_per_weight", "mean_precision"}
+    assert all(set(row) == fields for row in report["results"])
     model = load(folder / "artefact")
     assert model.tokenizer is not None
     tokens = model.tokenizer.encode((folder / "text.txt").read_text(), special_tokens=False)[:100]
@@ -112,6 +114,33 @@ def test_evaluate(folder: Path) -> None:
     assert [row["precision"] for row in every] == [3, 4, 5, 6]
     assert all(row["kl"] is None for row in every)
     assert "perplexity" in anyprec(*arguments).stdout
+
+
+def test_fractional_precisions(folder: Path, tmp_path: Path) -> None:
+    """On every command: what the errors in the artefact say, or that there are none."""
+    assert "fractional precisions, 3.5 say: yes" in anyprec("inspect", folder / "artefact").stdout
+    text = ("--text", folder / "text.txt", "--max-tokens", 40, "--sequence-length", 40)
+    done = anyprec("evaluate", folder / "artefact", *text, "--precision", "3,3.5", "--precision", 4, "--json")
+    three, between, four = json.loads(done.stdout)["results"]
+    assert [row["precision"] for row in (three, between, four)] == [3, 3.5, 4]
+    assert three["bits_per_weight"] < between["bits_per_weight"] < four["bits_per_weight"]
+    assert 3.4 < between["mean_precision"] <= 3.5
+    model = load(folder / "artefact")
+    assert model.tokenizer is not None
+    tokens = model.tokenizer.encode((folder / "text.txt").read_text(), special_tokens=False)[:40]
+    expected = perplexity(model, tokens, precision=allocate(model, 3.5), sequence_length=40)
+    assert between["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert "3.5 (average 3.4" in anyprec("evaluate", folder / "artefact", *text, "--precision", 3.5).stdout
+
+    written = anyprec("generate", folder / "artefact", "--prompt", "The", "--precision", 3.5, "--max-new-tokens", 4)
+    assert written.exit_code == 0, written.stderr
+    assert anyprec("export", folder / "artefact", tmp_path / "dense", "--precision", 3.5).exit_code == 0
+
+    assert anyprec("quantize", folder / "tiny", tmp_path / "uniform", "--uniform").exit_code == 0
+    assert "fractional precisions: no" in anyprec("inspect", tmp_path / "uniform").stdout
+    refused = anyprec("generate", tmp_path / "uniform", "--prompt", "a", "--precision", 3.5)
+    assert refused.exit_code == 2
+    assert "quantize it again with a calibration text, or choose a whole number of bits" in refused.stderr
 
 
 def test_evaluate_an_unquantized_model(folder: Path) -> None:
@@ -265,6 +294,16 @@ MISTAKES = {
     ),
     "precision of a dense model": (("evaluate", "{tiny}", "--text", "{text}", "--precision", "4"), "no precisions"),
     "generate precision 7": (("generate", "{artefact}", "--prompt", "a", "--precision", "7"), "holds 3, 4, 5, 6"),
+    "evaluate precision 2.5": (
+        ("evaluate", "{artefact}", "--text", "{text}", "--precision", "3,2.5"),
+        "must lie between 3 and 6 bits, got 2.5",
+    ),
+    "generate precision nan": (
+        ("generate", "{artefact}", "--prompt", "a", "--precision", "nan"),
+        "must lie between 3 and 6 bits, got nan",
+    ),
+    "export precision 6.5": (("export", "{artefact}", "{out}", "--precision", "6.5"), "between 3 and 6 bits, got 6.5"),
+    "a fraction of a dense model": (("export", "{tiny}", "{out}", "--precision", "3.5"), "no precisions"),
     "generate from nothing": (("generate", "{artefact}", "--prompt", ""), "empty"),
     "generate too much": (("generate", "{artefact}", "--prompt", "a", "--max-new-tokens", "999"), "context of 256"),
     "generate a chat without template": (("generate", "{artefact}", "--prompt", "a", "--chat"), "no chat template"),

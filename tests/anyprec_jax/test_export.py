@@ -22,8 +22,12 @@ from anyprec_jax.checkpoint import huggingface, load, manifest, save
 from anyprec_jax.checkpoint.formats import export, open_source
 from anyprec_jax.checkpoint.source import plain_source
 from anyprec_jax.checkpoint.tree import chunk_shape
+from anyprec_jax.layout import natural
 from anyprec_jax.models.decoder import forward
+from anyprec_jax.models.fusion import LINEARS, unfused
 from anyprec_jax.models.model import dequantized, with_affine_head
+from anyprec_jax.models.precision_map import PrecisionMap
+from anyprec_jax.ops import dequantize
 from tests.anyprec_jax.tiny import quantized_tiny_model, tiny_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "orbax_export.py"
@@ -77,6 +81,27 @@ def test_plain_weights_are_those_that_the_precision_stands_for(folder: Path, tmp
             np.testing.assert_allclose(got[name], expected[name], rtol=1e-6, atol=2.0**-22)
         for a, b in zip(jax.tree.leaves(got["layers"]), jax.tree.leaves(expected["layers"]), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_every_matrix_at_a_precision_of_its_own(folder: Path, tmp_path: Path) -> None:
+    layers = range(load(folder / "artefact").config.num_layers)
+    mixed = PrecisionMap({name: [(2, 3, 4)[(i + len(name)) % 3] for i in layers] for name in LINEARS})
+    for target in ("huggingface", "orbax"):
+        export(folder / "artefact", tmp_path / target, target, precision=mixed)
+        got = load(tmp_path / target).params["layers"]
+        for name, stack in unfused(load(folder / "artefact").params["layers"]).items():
+            for layer in layers if name in LINEARS else ():
+                one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], natural(stack))
+                np.testing.assert_array_equal(got[name][layer], dequantize(one, precision=mixed.of(name)[layer]))
+    record = json.loads((tmp_path / "huggingface" / "export.json").read_text())
+    assert record["read_at"] == {name: list(mixed.of(name)) for name in LINEARS}
+    for wrong, complaint in (
+        (PrecisionMap({"o_proj": (3,)}), "the precision map has no"),
+        (PrecisionMap(dict.fromkeys(LINEARS, (3,))), "layers"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            export(folder / "artefact", tmp_path / "out", "huggingface", precision=wrong)
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

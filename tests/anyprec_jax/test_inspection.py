@@ -55,6 +55,7 @@ def test_facts(name: str, folder: Path) -> None:
     assert report["parameters"] == 3 * LAYER + OTHERS + EMBEDDING
     assert report["bytes"]["on_disk"] == sum(f.stat().st_size for f in (folder / name).rglob("*") if f.is_file())
     is_quantized = name in ("artefact", "upstream")
+    assert report["fractional_precisions"] is (False if is_quantized else None)
     assert report["precisions"] == ([2, 3, 4] if is_quantized else [])
     assert report["quantized_weights"] == (3 * LAYER if is_quantized else 0)
     assert (report["bits_per_weight"] is None) != is_quantized

@@ -9,6 +9,7 @@ import pytest
 
 from anyprec_jax.checkpoint import manifest as manifests
 from anyprec_jax.checkpoint.manifest import ArrayEntry, Manifest, MatrixEntry
+from anyprec_jax.models.precision_map import QuantizationErrors
 
 
 def matrix(seed: int, parent: int) -> MatrixEntry:
@@ -49,3 +50,39 @@ def test_other_versions(version: object, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match=f"has format version {version!r}; this version of bandwise reads 1"):
         manifests.read(tmp_path)
+
+
+class TestErrors:
+    def test_they_come_back_to_the_bit(self, tmp_path: Path) -> None:
+        table = np.random.default_rng(0).lognormal(sigma=9.0, size=(4, 3))
+        errors = QuantizationErrors((3, 4, 6), {"o_proj": table})
+        manifests.write(tmp_path, Manifest(matrices={}, arrays={}, provenance={}, errors=errors))
+        got = manifests.read(tmp_path).errors
+        assert got is not None and got.precisions == (3, 4, 6) and set(got.linears) == {"o_proj"}
+        np.testing.assert_array_equal(got.linears["o_proj"], table)
+
+    def test_most_artefacts_have_none(self, tmp_path: Path) -> None:
+        manifests.write(tmp_path, Manifest(matrices={}, arrays={}, provenance={}))
+        assert "errors" not in json.loads((tmp_path / "manifest.json").read_text())
+        assert manifests.read(tmp_path).errors is None
+
+    @pytest.mark.parametrize(
+        "errors",
+        [
+            [],
+            {"precisions": [3, 4]},
+            {"precisions": [4, 3], "linears": {}},
+            {"precisions": [3, 9], "linears": {}},
+            {"precisions": ["3"], "linears": {}},
+            {"precisions": [3, 4], "linears": {"o_proj": [[1.0, 2.0], [3.0]]}},
+            {"precisions": [3, 4], "linears": {"o_proj": [[1.0, -2.0]]}},
+            {"precisions": [3, 4], "linears": {"o_proj": [[1.0, float("nan")]]}},
+            {"precisions": [3, 4], "linears": {"o_proj": [[1.0, {}]]}},
+            {"precisions": [3, 4], "linears": ["o_proj"]},
+        ],
+    )
+    def test_nonsense_is_damage(self, errors: object, tmp_path: Path) -> None:
+        document = {"format": manifests.FORMAT, "format_version": 1, "matrices": {}, "arrays": {}, "provenance": {}}
+        (tmp_path / "manifest.json").write_text(json.dumps(document | {"errors": errors}))
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+            manifests.read(tmp_path)

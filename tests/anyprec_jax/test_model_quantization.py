@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from anyprec_jax.calibration import calibration_windows
 from anyprec_jax.checkpoint import load, manifest, save
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.joint_codes import JointSettings
+from anyprec_jax.layer_divergence import divergence_of_layers
+from anyprec_jax.layout import natural
 from anyprec_jax.model_quantization import Calibration, quantize_model
 from anyprec_jax.models.fusion import LINEARS, unfused
 from anyprec_jax.models.model import Model
@@ -100,6 +103,42 @@ def test_the_best_quality_is_the_joint_optimum_under_the_moments(
         np.testing.assert_array_equal(quantized[name].bitplanes[layer], alone.bitplanes)
         for w in CONFIG.precisions:
             np.testing.assert_array_equal(quantized[name].codebooks[w][layer], alone.codebooks[w])
+
+
+def test_what_precisions_cost_is_in_proportion_to_the_moments_and_in_all_what_was_measured(
+    source: Path, calibration: Calibration, best: Path
+) -> None:
+    model, quantized, errors = load(source), unfused(load(best).params["layers"]), load(best).errors
+    assert model.tokenizer is not None and isinstance(calibration.text, Path)
+    tokens = np.asarray(model.tokenizer.encode(calibration.text.read_text(), special_tokens=False), np.int32)
+    windows = calibration_windows(tokens, num_sequences=4, sequence_length=24, seed=5)
+    moments = zeros(model.params, "moment")
+    accumulate = sequence_accumulator(model.params, model.config, ("moment",))
+    for window in windows:
+        accumulate(jnp.asarray(window), moments)
+    matrices = {name: jax.tree.map(lambda leaf: leaf[1], natural(quantized[name])) for name in LINEARS}
+
+    def trace(name: str, precision: int) -> float:
+        read = dequantize(matrices[name], precision=precision)
+        error = np.asarray(model.params["layers"][name][1] - read, np.float64)
+        return float(np.trace(error @ moments[name][1].astype(np.float64) @ error.T))
+
+    assert errors is not None and errors.precisions == tuple(CONFIG.precisions)
+    stored = errors.linears["k_proj"][1, 0] / errors.linears["down_proj"][1, 2]
+    assert stored == pytest.approx(trace("k_proj", 2) / trace("down_proj", 4), rel=1e-4)
+    measured = divergence_of_layers(model.params, model.config, windows[[0, -1]])(1, matrices)
+    assert sum(table[1, 0] for table in errors.linears.values()) == pytest.approx(measured, rel=1e-4)
+
+
+def test_what_a_precision_costs_is_known_where_there_was_a_calibration(
+    source: Path, finished: Path, tmp_path: Path
+) -> None:
+    """With the Fisher information, too; a weight that nobody measured has no scale that others share."""
+    errors = manifest.read(finished).errors
+    assert errors is not None and set(errors.linears) == set(LINEARS)
+    assert all((np.diff(table) < 0).all() and (table > 0).all() for table in errors.linears.values())
+    quantize_model(source, tmp_path / "uniform", CONFIG, calibration=None)
+    assert manifest.read(tmp_path / "uniform").errors is None
 
 
 def test_more_bits_are_closer(source: Path, finished: Path) -> None:
