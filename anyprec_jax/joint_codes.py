@@ -19,6 +19,8 @@ from jaxtyping import Float, Float32, UInt8
 from anyprec_jax.refit import DAMPING, NestedCodes, damped, descend
 
 _FALL = 4.0  # by which one more bit divides the squared error of a row, about
+_SEED = 8.0  # the coarsest precision loses most by far, and the others can spare some
+_OTHERS = {6: 2.0, 7: 0.25, 8: 0.25}  # 7 and 8 bits lose next to nothing, and hold the others back; 6 would pay for the seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,9 @@ class JointSettings:
     """How codes are optimised.
 
     Attributes:
-      importance: precision -> weight of its error in the sum that is lowered; those left out weigh what makes all errors about
-        equally large, 4**(w - seed). The dial between precisions: more for one makes it better, and the others worse.
+      importance: precision -> weight of its error in the sum that is lowered. The dial between precisions: more for one makes it better,
+        and the others worse. 4**(w - seed) would make all errors about equally large; those left out weigh that, but 8 times at the
+        seed, 2 times at 6 bits, and a quarter at 7 and 8.
       damping: how much of the moment's off-diagonal is not believed, 0 to 1 (`refit.damped`).
       rounds: of a refit of all codebooks and `sweeps` over the codes; one more refit follows.
       sweeps: over all codes of a row in one round; ends early where no code changes.
@@ -54,7 +57,9 @@ class JointSettings:
         precisions = range(seed_precision, parent_precision + 1)
         if unknown := sorted(set(self.importance) - set(precisions)):
             raise ValueError(f"importance is given for {unknown[0]} bits, but precisions are {[*precisions]}")
-        return {w: float(self.importance.get(w, _FALL ** (w - seed_precision))) for w in precisions}
+        default = {w: _FALL ** (w - seed_precision) * _OTHERS.get(w, 1.0) for w in precisions}
+        default[seed_precision] = _SEED
+        return {w: float(self.importance.get(w, default[w])) for w in precisions}
 
 
 def optimise_codes(

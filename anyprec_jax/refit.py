@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 
 from anyprec_jax.row_threads import for_rows
 
-DAMPING = 0.5
+DAMPING = 0.2
 _ROWS_AT_ONCE = 4
 
 
