@@ -1,8 +1,9 @@
 """`python -m examples.own_edges edges.csv --out folder`: from an edge list of your own to a trained network, out of core.
 
-The file has columns `src` and `dst` (CSV with a header, Parquet or .npy). Where there are no features, as here, a node gets random ones that are
-averaged over its neighbours, twice, so that neighbourhoods differ. The edges become a dataset on disk; GraphSAGE learns from there, within
-`--memory`, which of some clusters a node belongs to, found by label propagation: a task that every graph has. A fifth of the nodes is held out.
+The file has columns `src` and `dst` (CSV with a header, Parquet or .npy). Where there are no features, as here, a node gets random ones
+that are averaged over its neighbours, twice, so that neighbourhoods differ. The edges become a dataset on disk; GraphSAGE learns from
+there, within `--memory`, which of some clusters a node belongs to, found by label propagation: a task that every graph has. A fifth of the
+nodes is held out.
 """
 
 import argparse
