@@ -99,10 +99,10 @@ def main() -> None:
         for name in arguments.methods:
             results[name].append(score(model, METHODS[name], measured, sample, texts, arguments.sequence_length))
             print(f"sample {sample}, {name}: {results[name][-1]['quantize_s']:.0f} s to quantize", flush=True)
-    for text in texts:
-        print_table(results, text)
-    settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
-    record("anyprec_quality", settings, results)
+        for text in texts:
+            print_table(results, text)
+        settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
+        record("anyprec_quality", settings | {"samples": sample + 1}, results)  # a run that is stopped keeps what it has
 
 
 def tokenized(model: Model, text: str) -> np.ndarray:
