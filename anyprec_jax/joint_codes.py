@@ -20,7 +20,11 @@ from anyprec_jax.refit import DAMPING, NestedCodes, damped, descend
 
 _FALL = 4.0  # by which one more bit divides the squared error of a row, about
 _SEED = 8.0  # the coarsest precision loses most by far, and the others can spare some
-_OTHERS = {6: 2.0, 7: 0.25, 8: 0.25}  # 7 and 8 bits lose next to nothing, and hold the others back; 6 would pay for the seed
+_OTHERS = {
+    6: 2.0,
+    7: 0.25,
+    8: 0.25,
+}  # 7 and 8 bits lose next to nothing, and hold the others back; 6 would pay for the seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

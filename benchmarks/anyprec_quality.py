@@ -102,7 +102,9 @@ def main() -> None:
         for text in texts:
             print_table(results, text)
         settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
-        record("anyprec_quality", settings | {"samples": sample + 1}, results)  # a run that is stopped keeps what it has
+        record(
+            "anyprec_quality", settings | {"samples": sample + 1}, results
+        )  # a run that is stopped keeps what it has
 
 
 def tokenized(model: Model, text: str) -> np.ndarray:
