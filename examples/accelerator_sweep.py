@@ -53,8 +53,14 @@ def measure(query: jax.Array, key: jax.Array, value: jax.Array, M: int) -> Setti
     candidates, kept, mass = (np.asarray(counts) for counts in jax.jit(jax.vmap(one))(query))
     workload = Workload(n=len(key), M=M, C=candidates, K=kept, origin="measured")
     speed = performance(Hardware(n=len(key), d=query.shape[-1]), workload, pipeline="approximate")
-    means = (float(counts.mean()) for counts in (candidates, kept, mass))
-    return Setting(M, *means, speed.interval, 1e9 * speed.cost.total_energy)
+    return Setting(
+        M=M,
+        C=float(candidates.mean()),
+        K=float(kept.mean()),
+        mass=float(mass.mean()),
+        cycles=speed.interval,
+        nanojoules=1e9 * speed.cost.total_energy,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
