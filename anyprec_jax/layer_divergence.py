@@ -36,6 +36,8 @@ def divergence_of_layers(
       config: its shape.
       windows: of tokens, each run on its own.
 
+    What is measured is at least 0, or not finite where the logits are not.
+
     Cost: of a call, one pass of the windows through the layers from that one on, and twice through the output head. Memory beyond
     `params`: every layer's input, [windows, layers + 1, tokens, hidden].
     """
@@ -47,7 +49,10 @@ def divergence_of_layers(
     def measure(layer: int, matrices: Mapping[str, AnyPrecArray]) -> float:
         plain = {name: _coarsest(matrix).astype(layers[name].dtype) for name, matrix in matrices.items()}
         arguments = top, layers, plain, jnp.int32(layer)
-        return float(np.mean([_divergence(*arguments, inputs, config=config) for inputs in passed]))
+        mean = np.mean([_divergence(*arguments, inputs, config=config) for inputs in passed])
+        return float(
+            np.maximum(mean, 0.0)
+        )  # where hardly anything differs, rounding may leave less than nothing; NaN stays NaN
 
     return measure
 

@@ -529,8 +529,8 @@ def _assemble(model: Model, config: QuantizeConfig, folder: Path, codebooks: Cod
             layers[name] = compact(layers[name])
             progress("codebooks", done, len(names))
     table = None
-    if errors:
-        divergences = [float(file["divergence"]) for file in files]
+    divergences = [float(file["divergence"]) for file in files if "divergence" in file]
+    if errors and np.isfinite(divergences).all():  # else no table at all: bits shared out by a wrong one would be worse
         table = scaled(QuantizationErrors(tuple(precisions), errors), divergences)
     for file in files:
         file.close()

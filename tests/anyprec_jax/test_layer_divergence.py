@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from anyprec_jax import layer_divergence
 from anyprec_jax.layer_divergence import divergence_of_layers
 from anyprec_jax.models.decoder import forward
 from anyprec_jax.models.fusion import LINEARS
@@ -39,3 +40,12 @@ def test_it_is_that_of_a_model_with_one_layer_at_its_fewest_bits() -> None:
             dataclasses.replace(model, params=model.params | {"layers": model.params["layers"] | coarse})
         )
         assert measure(layer, matrices) == pytest.approx(float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1))), rel=1e-4)
+
+
+@pytest.mark.parametrize(("summed", "measured"), [(-1e-15, 0.0), (np.nan, np.nan), (0.25, 0.25)])
+def test_rounding_leaves_nothing_below_zero_and_hides_no_nan(
+    summed: float, measured: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_divergence, "_divergence", lambda *_, **__: jnp.float32(summed))
+    model = tiny_model()
+    np.testing.assert_equal(divergence_of_layers(model.params, model.config, WINDOWS)(0, {}), measured)

@@ -20,7 +20,7 @@ from anyprec_jax import model_quantization, quantization
 from anyprec_jax.affine import dequantize_affine, quantize_affine
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.calibration import calibration_windows
-from anyprec_jax.checkpoint import load, manifest, save
+from anyprec_jax.checkpoint import load, manifest, precision_for, save
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.joint_codes import JointSettings
 from anyprec_jax.layer_divergence import divergence_of_layers
@@ -139,6 +139,18 @@ def test_what_a_precision_costs_is_known_where_there_was_a_calibration(
     assert all((np.diff(table) < 0).all() and (table > 0).all() for table in errors.linears.values())
     quantize_model(source, tmp_path / "uniform", CONFIG, calibration=None)
     assert manifest.read(tmp_path / "uniform").errors is None
+
+
+def test_costs_that_cannot_be_measured_leave_no_table(
+    source: Path, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one layer is enough: the artefact is whole, and says that it cannot share bits out."""
+    measured = {0: 0.5, 1: float("nan"), 2: 0.5}
+    monkeypatch.setattr(model_quantization, "divergence_of_layers", lambda *_: lambda layer, _: measured[layer])
+    quantize_model(source, tmp_path / "out", CONFIG, calibration=calibration, quality="fast")
+    assert load(tmp_path / "out").errors is None
+    with pytest.raises(ValueError, match="quantize it again with a calibration"):
+        precision_for(tmp_path / "out", 3.5)
 
 
 def test_more_bits_are_closer(source: Path, finished: Path) -> None:
