@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from anyprec_jax import compaction
 from anyprec_jax.array import AnyPrecArray, expand, validate
 from anyprec_jax.bitplanes import row_codes
 from anyprec_jax.checkpoint.source import dequantized_matrix
@@ -97,6 +98,35 @@ def test_one_child_is_its_parent_above_6_bits() -> None:
     small = compact(random_array(3, 8))
     for w in (7, 8):
         np.testing.assert_array_equal(small.codebooks[w][:, ::2], small.codebooks[w - 1])
+
+
+def least_error(members: np.ndarray, parent: float, step: float) -> float:
+    """Squared, of weights that read a parent or what lies a step from it, whichever is nearer."""
+    return float(np.minimum((members - parent) ** 2, (members - oracles_compact.rounded(parent + step)) ** 2).sum())
+
+
+def test_steps_are_the_best_there_are() -> None:
+    """At 7 bits every factor with the better sign for each parent; at 8 every factor of either sign, by the parity of the parent."""
+    array = random_array(3, 8, n=2, k=576)
+    small, wanted = compact(array), read_at(array, 8).astype(np.float64)
+    found = {w: (read_at(small, w) - wanted) ** 2 for w in (7, 8)}
+    for row in range(2):
+        for w, factors in ((7, compaction._FACTORS), (8, compaction._SIGNED_FACTORS)):
+            codes = codes_of(small)[row] >> (9 - w)
+            book = np.asarray(small.codebooks[w - 1][row], np.float64)
+            signs = (1, -1) if w == 7 else (1,)
+            errors = np.zeros((len(factors), 2))  # by parity of the parent
+            for parent, value in enumerate(book):
+                members = wanted[row][codes == parent]
+                difference = oracles_compact.rounded(book[parent | 1] - book[parent & ~1])
+                for number, factor in enumerate(factors):
+                    tried = [least_error(members, value, sign * float(factor) * difference) for sign in signs]
+                    errors[number, parent % 2] += min(tried)
+            if w == 7:
+                assert found[7][row].sum() <= errors.sum(axis=1).min() * (1 + 1e-4)
+            else:
+                for parity in (0, 1):
+                    assert found[8][row][codes % 2 == parity].sum() <= errors[:, parity].min() * (1 + 1e-4)
 
 
 def test_entries_of_pairs_are_the_best_there_are() -> None:
