@@ -1,27 +1,15 @@
 """Quantizes a whole model, layer by layer, and survives being killed at any moment.
 
-Work in progress lives in one hidden folder beside the destination:
-
-    .NAME.quantizing/run.json              what is being made: another command must not continue it
-    .NAME.quantizing/sensitivity-00012/    the sensitivity summed over the first 12 sequences, one .npy a linear
-    .NAME.quantizing/layer-00007.npz       a finished layer, and what each precision costs its linears
-    .NAME.quantizing/share-00001/          of several processes, what the second one sums
-
-Every entry is written under another name and then renamed, so that what exists is complete. The same command run again continues from
+Work in progress lives in one hidden folder beside the destination (`quantization_folder`). The same command run again continues from
 there and ends with the same arrays; the artefact itself appears in one rename.
 
 Several processes (`jax.distributed`) share one job where they see the same folder: sequences and layers are dealt out, the first process
 adds up and writes the artefact.
 """
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import functools
 import hashlib
-import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -37,8 +25,6 @@ from anyprec_jax.allocation import matrix_errors, scaled
 from anyprec_jax.array import AnyPrecArray, Matrix
 from anyprec_jax.calibration import mixed_windows, read_text
 from anyprec_jax.checkpoint import load
-from anyprec_jax.checkpoint import manifest as manifests
-from anyprec_jax.checkpoint.atomic import require_free, require_room, sync, sync_folder
 from anyprec_jax.checkpoint.orbax import save_artefact
 from anyprec_jax.checkpoint.source import CodebookKind
 from anyprec_jax.compaction import compact
@@ -51,9 +37,18 @@ from anyprec_jax.models.model import Model, with_affine_head
 from anyprec_jax.models.precision_map import QuantizationErrors
 from anyprec_jax.processes import meet, processes, wait_for
 from anyprec_jax.quantization import FLOAT16_OVERFLOW, quantize, quantize_jointly
+from anyprec_jax.quantization_folder import (
+    is_finished,
+    last_sum,
+    layer_file,
+    run_folder,
+    save_layer,
+    save_sum,
+    staging,
+    sum_folder,
+)
 
 _SECONDS_BETWEEN_SAVES = 60.0
-_RUN = "run.json"
 
 Progress = Callable[[str, int, int], None]  # (phase, steps done, steps in all)
 Quality: TypeAlias = Literal["fast", "best"]
@@ -130,18 +125,18 @@ def quantize_model(
     provenance = _provenance(source, config, quality, joint, head_precision, calibration, windows)
     if codebooks != "float16":
         provenance["quantization"]["codebooks"] = codebooks
-    is_finished = _is_finished(out, provenance)
+    was_finished = is_finished(out, provenance)
     meet("destination seen")  # before anybody may have written it
-    if is_finished:
-        shutil.rmtree(_staging(out), ignore_errors=True)
+    if was_finished:
+        shutil.rmtree(staging(out), ignore_errors=True)
         return
-    with _run_folder(out, provenance, _bytes_needed(model, config, quality)) as folder:
+    with run_folder(out, provenance, _bytes_needed(model, config, quality)) as folder:
         scores = None if windows is None else _measure_together(model, windows, _KIND[quality], folder, progress)
         _quantize_layers(model, scores, _KIND[quality], windows, config, joint, folder, progress)
         if not processes().is_first:
             wait_for([out], folder)
             return
-        wait_for([_layer_file(folder, layer) for layer in range(model.config.num_layers)], folder)
+        wait_for([layer_file(folder, layer) for layer in range(model.config.num_layers)], folder)
         unrouted = unrouted_experts(scores)
         del scores  # it and the plain weights go before their successors come: the peak is in the middle, not here
         model = _without_linears(model)
@@ -263,82 +258,6 @@ def _digest(source: Path) -> str:
     return total.hexdigest()
 
 
-def _is_finished(out: Path, provenance: dict[str, Any]) -> bool:
-    if out.is_dir() and manifests.is_artefact(out):
-        stored = manifests.read(out).provenance
-        if {name: stored.get(name) for name in provenance} == provenance:
-            return True
-        raise FileExistsError(
-            f"{out} holds an artefact made from another model or with other settings: remove it or choose another place"
-        )
-    require_free(out)
-    return False
-
-
-def _staging(out: Path) -> Path:
-    return out.parent / f".{out.name}.quantizing"
-
-
-@contextlib.contextmanager
-def _run_folder(out: Path, provenance: dict[str, Any], bytes_needed: int) -> Iterator[Path]:
-    """The folder of this run, new or continued, locked against a second process."""
-    folder = _staging(out)
-    if not processes().is_first:
-        meet("run folder")
-        with _removed_after_errors(folder):
-            yield folder
-        return
-    is_new = not folder.exists()
-    if is_new:
-        require_room(out.parent, bytes_needed)
-        folder.mkdir(parents=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileExistsError(f"another process is writing {out}: wait for it or choose another place") from None
-        _claim(folder, provenance)
-        for leftover in (*folder.glob("*.partial"), *out.parent.glob(f".{out.name}.*.partial")):
-            _remove(leftover)
-        meet("run folder")
-        with _removed_after_errors(folder):
-            yield folder
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            message = f"{folder}: the disk is full: make room and repeat the command, which continues from there"
-            raise OSError(message) from error
-        raise
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _removed_after_errors(folder: Path) -> Iterator[None]:
-    """A ValueError would come again: what is there is of no use."""
-    try:
-        yield
-    except ValueError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _claim(folder: Path, provenance: dict[str, Any]) -> None:
-    """Records what this run makes, or checks that the run being continued makes the same."""
-    record = folder / _RUN
-    if not record.exists():
-        temporary = folder / f"{_RUN}.partial"
-        temporary.write_text(json.dumps(provenance, indent=1), encoding="utf-8")
-        temporary.rename(record)
-        return
-    started = json.loads(record.read_text(encoding="utf-8"))
-    if started != provenance:
-        differing = ", ".join(key for key in provenance if started.get(key) != provenance[key])
-        raise FileExistsError(
-            f"{folder} holds an unfinished run that differs in {differing}: repeat its command, or remove the folder"
-        )
-
-
 def _bytes_needed(model: Model, config: QuantizeConfig, quality: Quality) -> int:
     """Upper bound of what the run and its result take: two sums of sensitivity (and two of each process), the layers, and the artefact."""
     weights = linears(model.params["layers"]).values()
@@ -362,16 +281,16 @@ def _measure_together(
         return _measure_sensitivity(model, windows, kind, folder, progress)
     shares = [windows[i::count] for i in range(min(count, len(windows)))]
     folders = [folder / f"share-{i:05d}" for i in range(len(shares))]
-    whole = _sum_folder(folder, len(windows))
+    whole = sum_folder(folder, len(windows))
     if number < len(shares) and not whole.exists():
         folders[number].mkdir(exist_ok=True)
         _measure_sensitivity(model, shares[number], kind, folders[number], progress)
     if number == 0 and not whole.exists():
-        sums = [_sum_folder(place, len(share)) for place, share in zip(folders, shares, strict=True)]
+        sums = [sum_folder(place, len(share)) for place, share in zip(folders, shares, strict=True)]
         wait_for(sums, folder)
         names = linears(model.params["layers"])
         total = {name: functools.reduce(np.add, (np.load(part / f"{name}.npy") for part in sums)) for name in names}
-        _save_sum(folder, total, len(windows))
+        save_sum(folder, total, len(windows))
     wait_for([whole], folder)
     return _measure_sensitivity(model, windows, kind, folder, progress)  # which finds it done
 
@@ -380,7 +299,7 @@ def _measure_sensitivity(
     model: Model, windows: np.ndarray, kind: sensitivity.Kind, folder: Path, progress: Progress
 ) -> dict[str, np.ndarray]:
     """The sensitivity summed over all windows, continued from the last sum on disk; memory-mapped."""
-    done, total = _last_sum(folder, model, kind)
+    done, total = last_sum(folder, model, kind)
     progress("sensitivity", done, len(windows))
     if done < len(windows):
         accumulate = sensitivity.sequence_accumulator(model.params, model.config, (kind,))
@@ -391,36 +310,12 @@ def _measure_sensitivity(
             done += 1
             now = time.monotonic()
             if done == len(windows) or now - saved_at + (now - started) >= _SECONDS_BETWEEN_SAVES:
-                _save_sum(folder, total, done)
+                save_sum(folder, total, done)
                 saved_at = time.monotonic()
             progress("sensitivity", done, len(windows))
     del total
     names = linears(model.params["layers"])
-    return {name: np.load(_sum_folder(folder, done) / f"{name}.npy", mmap_mode="r") for name in names}
-
-
-def _sum_folder(folder: Path, done: int) -> Path:
-    return folder / f"sensitivity-{done:05d}"
-
-
-def _last_sum(folder: Path, model: Model, kind: sensitivity.Kind) -> tuple[int, sensitivity.Sensitivity]:
-    finished = sorted(folder.glob("sensitivity-?????"))
-    if not finished:
-        return 0, sensitivity.zeros(model.params, kind)
-    names = linears(model.params["layers"])
-    return int(finished[-1].name[-5:]), {name: np.load(finished[-1] / f"{name}.npy") for name in names}
-
-
-def _save_sum(folder: Path, total: sensitivity.Sensitivity, done: int) -> None:
-    final = _sum_folder(folder, done)
-    partial = final.with_name(final.name + ".partial")
-    partial.mkdir()
-    for name, values in total.items():
-        np.save(partial / f"{name}.npy", values)
-    sync(partial)
-    partial.rename(final)
-    for older in sorted(folder.glob("sensitivity-?????"))[:-1]:
-        _remove(older)
+    return {name: np.load(sum_folder(folder, done) / f"{name}.npy", mmap_mode="r") for name in names}
 
 
 def _quantize_layers(
@@ -437,7 +332,7 @@ def _quantize_layers(
     divergence: Divergence | None = None
     number, count = processes()
     for layer in range(number, model.config.num_layers, count):
-        file = _layer_file(folder, layer)
+        file = layer_file(folder, layer)
         if not file.exists():
             if windows is not None and divergence is None:
                 divergence = divergence_of_layers(
@@ -459,7 +354,7 @@ def _quantize_layers(
                     arrays[f"{name}/errors"] = matrix_errors(weights, matrix, score, kind=kind)
             if divergence is not None:
                 arrays["divergence"] = np.asarray(divergence(layer, matrices))
-            _save_layer(file, arrays)
+            save_layer(file, arrays)
         progress("quantization", layer + 1, model.config.num_layers)
 
 
@@ -486,20 +381,6 @@ def unrouted_experts(scores: dict[str, np.ndarray] | None) -> list[list[int]]:
     return [[layer, expert] for layer, expert in np.ndindex(down.shape[:2]) if not np.any(down[layer, expert])]
 
 
-def _layer_file(folder: Path, layer: int) -> Path:
-    return folder / f"layer-{layer:05d}.npz"
-
-
-def _save_layer(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("wb") as stream:
-        np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(file)
-    sync_folder(file.parent)
-
-
 def _without_linears(model: Model) -> Model:
     layers = {
         name: leaf for name, leaf in model.params["layers"].items() if name not in linears(model.params["layers"])
@@ -513,7 +394,7 @@ def _assemble(model: Model, config: QuantizeConfig, folder: Path, codebooks: Cod
     errors: dict[str, np.ndarray] = {}
     shapes = parameter_shapes(model.config)
     precisions = range(config.seed_precision, config.parent_precision + 1)
-    files = [np.load(_layer_file(folder, layer)) for layer in range(model.config.num_layers)]
+    files = [np.load(layer_file(folder, layer)) for layer in range(model.config.num_layers)]
     names = [name for name in LINEARS if f"layers/{name}" in shapes]
     for done, name in enumerate(names, start=1):
         layers[name] = AnyPrecArray(
@@ -535,10 +416,3 @@ def _assemble(model: Model, config: QuantizeConfig, folder: Path, codebooks: Cod
     for file in files:
         file.close()
     return dataclasses.replace(model, params=model.params | {"layers": layers}, errors=table)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

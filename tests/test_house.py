@@ -41,6 +41,7 @@ ROOMS = {
         "allocation",
         "checkpoint",
         "processes",
+        "quantization_folder",
         "model_quantization",
         "sampling",
         "decoding",

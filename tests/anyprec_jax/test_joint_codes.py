@@ -186,6 +186,13 @@ def test_settings_out_of_range(settings: dict, message: str) -> None:
         JointSettings(**settings)
 
 
+def test_default_importance_is_what_the_docs_say() -> None:
+    """4**(w - seed), but 8 times that at the seed, twice at 6 bits and a quarter at 7 and 8 (docs/anyprec.md)."""
+    assert JointSettings().weights(3, 8) == {3: 8.0, 4: 4.0, 5: 16.0, 6: 2 * 64.0, 7: 256.0 / 4, 8: 1024.0 / 4}
+    assert JointSettings(importance={3: 1.0, 8: 5.0}).weights(3, 8)[8] == 5.0
+    assert JointSettings().weights(6, 6) == {6: 8.0}
+
+
 def test_importance_of_a_precision_that_there_is_not() -> None:
     weights, moment, codes, books = problem(2, 9, CONFIG)
     with pytest.raises(ValueError, match=r"given for 7 bits, but precisions are \[2, 3, 4\]"):

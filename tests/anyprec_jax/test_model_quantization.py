@@ -415,7 +415,7 @@ def test_the_manifest_tells_how_it_was_made(finished: Path, best: Path) -> None:
     assert provenance["source"]["name"] == "tiny"
 
     joint = json.loads((best / "manifest.json").read_text())["provenance"]["quantization"].pop("joint")
-    assert joint["importance"] == {"2": 1.0, "3": 4.0, "4": 16.0, "5": 64.0}
+    assert joint["importance"] == {"2": 8.0, "3": 4.0, "4": 16.0, "5": 64.0}
     assert set(joint) == {"importance", "damping", "rounds", "sweeps"}
 
 
@@ -433,7 +433,7 @@ class TestQuality:
 
     def test_settings_are_part_of_what_a_run_makes(self, source: Path, best: Path, calibration: Calibration) -> None:
         with pytest.raises(FileExistsError, match="other settings"):
-            quantize_model(source, best, CONFIG, calibration=calibration, joint=JointSettings(importance={2: 8.0}))
+            quantize_model(source, best, CONFIG, calibration=calibration, joint=JointSettings(importance={2: 5.0}))
 
     def test_fast_has_no_settings_and_others_do_not_exist(
         self, source: Path, calibration: Calibration, tmp_path: Path
