@@ -1,6 +1,7 @@
 """Every baseline against a slow one, in whole numbers where order could depend on rounding; and its bytes against the shared formula."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from a3_jax.baselines.budget import Selection
+from a3_jax.baselines.budget import Selection, take_largest
 from a3_jax.baselines.quest import page_bounds, quest
 from a3_jax.baselines.references import exact_top_k, oracle_top_k, random_rows, sliding_window
 from a3_jax.baselines.sign_hash import hash_keys, sign_hash
@@ -76,6 +77,22 @@ def test_rows_and_bytes(name: str) -> None:
         assert selection.bytes_touched[case] == spent
         assert spent <= budget[case]
     assert selection.selected.any(1).mean() > 0.3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32", "int8", "uint8"])
+def test_the_largest_rows(dtype: str) -> None:
+    """By sorting in Python, any count: ties, both zeros, infinities and NaN, rows that do not take part."""
+    rng = np.random.default_rng(1)
+    scores = jnp.asarray(rng.integers(0 if dtype == "uint8" else -4, 5, (300, 13)), dtype)
+    if jnp.issubdtype(scores.dtype, jnp.floating):
+        odd = jnp.asarray([-jnp.inf, jnp.inf, jnp.nan, -0.0, 0.0, jnp.finfo(dtype).tiny, jnp.finfo(dtype).min], dtype)
+        scores = jnp.where(rng.random(scores.shape) < 0.4, odd[rng.integers(0, len(odd), scores.shape)], scores)
+    valid, counts = rng.random(scores.shape) < 0.7, rng.integers(0, 16, len(scores)).astype(np.int32)
+    found = np.asarray(jax.jit(jax.vmap(take_largest))(scores, counts, valid))
+    for row, numbers in enumerate(np.asarray(scores.astype(jnp.float32)).tolist()):
+        places = [place for place in range(len(numbers)) if valid[row, place]]
+        places.sort(key=lambda place: (math.isnan(numbers[place]), -numbers[place], place))
+        assert set(np.flatnonzero(found[row])) == set(places[: counts[row]])
 
 
 def test_sign_hash() -> None:
