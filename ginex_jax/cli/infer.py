@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def infer(
     run: Annotated[Path, typer.Argument(help="What `ginex train` wrote.", show_default=False)],
     dataset: Annotated[Path, typer.Argument(help="The same dataset or another one.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="A .npy file: a class a node; or float outputs, if labels are many.")],
+    out: Annotated[
+        Path, typer.Option(help="A .npy file, written anew: a class a node; or float outputs, if labels are many.")
+    ],
     split: Annotated[
         Literal["train", "valid", "test"] | None, typer.Option(help="Only its nodes, in its order.", show_default=False)
     ] = None,
