@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.documentation.commands import complaint
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("anyprec_jax", "ginex_jax", "a3_jax")
 
@@ -154,3 +156,43 @@ def test_records_are_in_the_menu_and_figures_on_their_pages() -> None:
     for figure in (ROOT / "docs" / "figures").glob("*.svg"):
         record = ROOT / "benchmarks" / "results" / f"{figure.stem}.json"
         assert f"(../figures/{figure.name})" in pages.page(record)
+
+
+def code_of_the_map(package: str) -> list[str]:
+    """The right column of the table from the paper to the code."""
+    text = (ROOT / "docs" / f"{package.removesuffix('_jax')}.md").read_text(encoding="utf-8")
+    rows = text.split("## Where things are\n", 1)[1].split("\n## ", 1)[0].splitlines()
+    return [row.strip("| ").rpartition(" | ")[2] for row in rows if row.startswith("|")][2:]
+
+
+def modules_of(package: str, place: str) -> list[Path]:
+    """The files of `module.py`, of a pattern or of `folder/`."""
+    room = ROOT if place.startswith("examples/") else ROOT / package
+    return sorted(room.glob(f"{place}**/*" if place.endswith("/") else place))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_map_from_the_paper_leads_to_code_that_there_is(package: str) -> None:
+    functions = 0
+    for code in code_of_the_map(package):
+        names = re.findall(r"`([^`]+)`", code)
+        places = [name for name in names if name.endswith((".py", "/"))]
+        assert names and all(modules_of(package, place) for place in places), code
+        defined = {
+            name: value
+            for place in places
+            for file in modules_of(package, place)
+            if file.suffix == ".py" and file.is_relative_to(ROOT / package)
+            for module in [importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))]
+            for name, value in vars(module).items()
+            if callable(value) and value.__module__ == module.__name__
+        }
+        for name in set(names) - set(places):
+            if " " in name:
+                assert complaint(name) is None, code
+            else:
+                first, *rest = name.split(".")
+                assert first in defined, f"{first} is not in {places}"
+                assert all(hasattr(defined[first], method) for method in rest), name
+                functions += 1
+    assert functions >= 15
