@@ -25,11 +25,12 @@ def run(page: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 @pytest.fixture
 def with_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder but for a text and two models of the names that pages use."""
+    """An empty folder but for two texts and two models of the names that pages use."""
     from tests.anyprec_jax.tiny import TEXT, save_tiny_model
 
     monkeypatch.chdir(tmp_path)
-    Path("text.txt").write_text(40 * TEXT, encoding="utf-8")
+    for name in ("text.txt", "held-out.txt"):
+        Path(name).write_text(40 * TEXT, encoding="utf-8")
     for name in ("model", "model.gguf"):
         save_tiny_model(tmp_path / name)
 

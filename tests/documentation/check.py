@@ -134,9 +134,15 @@ def run_pages(
 
 
 def names_in(found: Iterable[Block]) -> list[str]:
-    """The names of `FILES` that stand in commands or Python, as words of their own."""
-    text = "\n".join(step.text for block in found for step in steps(block))
-    return [name for name in FILES if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])", text)]
+    """The names of `FILES` that stand in commands as words of their own, or in Python as texts of their own."""
+    ran = [step for block in found for step in steps(block)]
+    commands = "\n".join(step.text for step in ran if step.kind == "commands")
+    python = "\n".join(step.text for step in ran if step.kind == "python")
+    return [
+        name
+        for name in FILES
+        if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])", commands) or f'"{name}"' in python
+    ]
 
 
 def _run_page(page: Path, scratch: Path, *, show: bool) -> str | None:

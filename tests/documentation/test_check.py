@@ -1,5 +1,6 @@
 """The checker of pages: what it runs and in what order, what it compares, and that nothing slips past it. On pages made up here."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -90,10 +91,12 @@ def test_names_of_the_table_stand_for_files(tmp_path: Path, monkeypatch: pytest.
         made.append(path.name)
         path.write_text("real", encoding="utf-8")
 
-    monkeypatch.setattr(check, "FILES", {"MODEL": make, "text.txt": make, "model": make})
-    page = page_of(tmp_path, "'''\ntest $(cat MODEL) = real\necho --model x.MODEL my-model\n'''\n")
-    assert run(page, tmp_path / "scratch") == []
-    assert made == ["MODEL"]
+    table = {name: functools.partial(make) for name in ("MODEL", "text.txt", "model")}
+    monkeypatch.setattr(check, "FILES", table)
+    commands = "'''\ntest $(cat MODEL) = real\necho --model x.MODEL my-model\n'''\n"
+    python = "'''python\nmodel = open('text.txt')\nassert open(\"text.txt\").read() == 'real'\n'''\n"
+    assert run(page_of(tmp_path, commands + python), tmp_path / "scratch") == []
+    assert made == ["MODEL", "text.txt"]
 
 
 @pytest.mark.parametrize(
