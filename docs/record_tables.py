@@ -79,8 +79,10 @@ def _sorted_out(value: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str
 
 
 def _of_list(entries: Sequence[Any], level: int) -> Iterator[str]:
-    if not any(_is_nested(entry) for entry in entries):
+    if not any(isinstance(entry, Mapping | list) for entry in entries):
         yield cell(list(entries))
+    elif all(isinstance(entry, list) and not _is_nested(entry) for entry in entries):
+        yield from entry_table(None, [{"values": entry} for entry in entries])
     elif all(isinstance(entry, Mapping) and _is_entry(entry) for entry in entries):
         yield from entry_table(None, [flat(entry) for entry in entries])
     else:

@@ -131,11 +131,9 @@ def test_a_new_benchmark_a_new_record_and_a_stray_one_show_up(tmp_path: Path) ->
         )
     (tmp_path / "Makefile").write_text("bench-sky: installed\n\tpython -m benchmarks.sky\n")
     for name in ("sky_at_noon", "moon"):
-        record = {
-            "commit": "abc-dirty",
-            "time": "today",
-            "results": {"blue_s": 0.00123, "hues": [{"a": 7, "b": 8}] * 99},
-        }
+        hues, long = [{"a": 7, "b": 8}] * 99, list(range(40, 60))
+        numbers = {"blue_s": 0.00123, "rows_per_s": 1234.5, "hues": hues, "pairs": [[1, 2], [3, 4]], "long": long}
+        record = {"commit": "abc-dirty", "time": "today", "results": numbers}
         (results / f"{name}.json").write_text(json.dumps(record))
     table = pages.overview(tmp_path)
     assert "| `make bench-sky` | it is blue | grass | [sky_at_noon](benchmarks/sky_at_noon.md) |" in table
@@ -143,7 +141,9 @@ def test_a_new_benchmark_a_new_record_and_a_stray_one_show_up(tmp_path: Path) ->
     assert "no script of today writes: [moon]" in table
     page = pages.page(results / "sky_at_noon.json", tmp_path)
     assert "**Claim:** it is blue." in page and "Made from a changed tree" in page
-    assert "| blue_s | 1.23 ms |" in page
+    assert "| blue_s | 1.23 ms |" in page and "| rows_per_s | 1,234 |" in page
+    assert "| 1, 2 |\n| 3, 4 |" in page
+    assert "50, 51, *and 8 more*" in page
     assert page.count("| 7 | 8 |") == pages.MAX_ROWS
     assert f"{99 - pages.MAX_ROWS} more of 99 entries" in page
 
