@@ -22,7 +22,7 @@ BABI ?= .cache/babi/en-valid
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help check-package check-report demo docs test test-native test-all lint format bench bench-quantize bench-quality bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
+.PHONY: help check-package check-report demo docs check-docs test test-native test-all lint format bench bench-quantize bench-quality bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -54,6 +54,9 @@ check-report: $(VENV)/report.installed  ## demo/report.html in Chromium, on a ph
 docs: $(VENV)/docs.installed  ## the documentation as a site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
+
+check-docs: $(VENV)/demo.installed .cache/data/.complete  ## run every command and snippet of the README, the how-to pages and the tutorials (DOCS=PAGES)
+	$(BIN)/python -m tests.documentation.check $(DOCS)
 
 parity: $(VENV)/parity.installed  ## install torch and transformers, so that `make test` compares with them too
 

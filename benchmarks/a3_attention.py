@@ -1,4 +1,7 @@
-"""A3's selection beside exact attention: every form of the search and the attention over what it selects, in turns, at d = 64.
+"""Claim: none of the forms of A3's selection beats exact attention in XLA: they say what the accelerator selects, and what that costs here.
+Beside: exact attention on the same queries, batched and one at a time; its bound from a large product and a large sum of the same run.
+
+A3's selection beside exact attention: every form of the search and the attention over what it selects, in turns, at d = 64.
 
     python -m benchmarks.a3_attention [--rows 320 2048 8192 32768] [--queries 64] [--repeats 3] [--json]
 

@@ -1,4 +1,8 @@
-"""Quality against bytes read, of A3 and of what it is compared with, inside three trained models. A figure of each.
+"""Claim: how A3 compares with other selections that read as many bytes, inside three trained models, and what conditioned keys gain at
+equal M.
+Beside: exact top k, SparQ, Quest, sign hashing, a sliding window, random rows; the true top rows known for free.
+
+Quality against bytes read, of A3 and of what it is compared with, inside three trained models. A figure of each.
 
     python -m benchmarks.a3_bytes babi --babi FOLDER --parameters FOLDER [--seed 0] [--questions 4000]
     python -m benchmarks.a3_bytes retrieval --data .cache/data [--passages 30]

@@ -1,4 +1,7 @@
-"""SmolLM2 with A3 inside every layer at the last 128 positions of State of the Union addresses: what that loses and what it costs.
+"""Claim: what A3 inside a language model's decoding does to the next tokens' probabilities, and what it costs.
+Beside: exact attention in the same model.
+
+SmolLM2 with A3 inside every layer at the last 128 positions of State of the Union addresses: what that loses and what it costs.
 
     python -m benchmarks.a3_decode --data .cache/data [--length 1024 8192] [--only NAME ...] [--keep FOLDER] [--json]
 

@@ -1,4 +1,9 @@
-"""A3 in C++ beside exact attention in C++, one query at a time over a long context: where it begins to win.
+"""Claim: over 8k keys and more, of single queries, A3's selection in C++ is faster than exact attention that reads at memory speed; where a
+group of queries shares the keys, less so or not.
+Beside: exact attention in the same C++, the time of its bytes at the bandwidth measured in the same run; sorting, appending and windows
+counted.
+
+A3 in C++ beside exact attention in C++, one query at a time over a long context: where it begins to win.
 
     python -m benchmarks.a3_native [--rows 8192 32768 131072] [--dims 64 128] [--threads 1 2] [--repeats 5] [--json]
 

@@ -1,4 +1,7 @@
-"""MiniLM with A3 inside every layer, finding the passage of the State of the Union that a sentence was taken from.
+"""Claim: what A3 inside a sentence encoder does to retrieval, and what it costs.
+Beside: exact attention in the same encoder.
+
+MiniLM with A3 inside every layer, finding the passage of the State of the Union that a sentence was taken from.
 
     python -m benchmarks.a3_retrieval --data .cache/data [--passages 200] [--only NAME ...] [--sweep] [--quantised] [--json]
 

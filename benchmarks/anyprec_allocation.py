@@ -1,4 +1,5 @@
 """Claim: bits shared out among the matrices of a model give a better one than the same bits in layers that take turns.
+Beside: every matrix at the same precision; layers that alternate between two, beginning with either.
 
 Reads one artefact of SmolLM2-135M, made with calibration texts (here, if none is given: minutes), at averages of 3 to 6 bits: every
 matrix at the same precision where that is whole, bits shared out by `allocate`, and layers that alternate between two precisions,

@@ -1,4 +1,7 @@
-"""Compiles the Pallas kernels for TPUs and GPUs that are not here, and compares what the compilers say with the record.
+"""Claim: the TPU and GPU kernels compile for seven targets and get no slower.
+Beside: recorded figures of the compilers; dense bfloat16.
+
+Compiles the Pallas kernels for TPUs and GPUs that are not here, and compares what the compilers say with the record.
 
     make aot                    compare with benchmarks/results/anyprec_aot.json; exit status 2 if anything is 5 % worse
     make aot AOT=--record       write the record anew

@@ -1,4 +1,5 @@
 """Claim: compact codebooks take a tenth of the bytes of float16 ones, and up to 6 bits KL rises by less than a tenth.
+Beside: float16 codebooks of the same artefact, on the same texts.
 
 An artefact of SmolLM2-135M with float16 codebooks (made first where there is none) gets compact ones; both are evaluated at every
 precision on the same texts: the address of 2016, and WikiText-2 where a file of it is given. Prints KL to the unquantized model, its

@@ -1,4 +1,5 @@
 """Claim: decode takes time in proportion to the bytes it reads, head included, and less than llama.cpp's.
+Beside: the bytes of a step over the bandwidth measured in the same run; llama.cpp, plain float32 and bfloat16 in JAX.
 
     python -m benchmarks.anyprec_decode --data .cache/data [--model 135m 1b] [--repeats 3]
 

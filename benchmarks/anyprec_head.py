@@ -1,4 +1,5 @@
 """Claim: an 8-bit embedding and output head costs next to nothing.
+Beside: the same model without it.
 
     python -m benchmarks.anyprec_head --data .cache/data
 

@@ -1,4 +1,7 @@
-"""The any-precision product on CPU: time, bytes, share of the memory bandwidth, and ratio to ggml's best kernel.
+"""Claim: what the native product reaches of the memory bound when decoding, prepared and natural.
+Beside: bytes read at each precision over the bandwidth measured in the same run; ggml's products of comparable width.
+
+The any-precision product on CPU: time, bytes, share of the memory bandwidth, and ratio to ggml's best kernel.
 
     python -m benchmarks.anyprec_matmul [--rows 1] [--repeats 5] [--shape NAME ...] [--precision W ...] [--arithmetic int16]
 

@@ -1,4 +1,5 @@
 """Claim: rows that ask for 3, 4 and 8 bits cost at most 1.3 times as much together as all of them at 8 bits, or one of them alone.
+Beside: these two, and every row by itself, over the same stack in turns.
 
     python -m benchmarks.anyprec_mixed [--n 4096] [--k 4096] [--repeats 7]
 

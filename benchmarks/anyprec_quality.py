@@ -1,4 +1,6 @@
 """Claim: at the same bits, joint codes give a clearly better model than the authors' algorithm, on texts that nobody calibrated on too.
+Beside: their algorithm, through the same calibration and the same evaluation of SmolLM2-135M, in and out of domain; several samples of
+windows, each with a random seed of theirs.
 
 Every method quantizes SmolLM2-135M from the same weights and what one backward pass measured on the same windows, half of State of the
 Union messages and half of WordNet's glosses, and goes through the same evaluation: the address of 2016 (in domain), and

@@ -1,4 +1,7 @@
-"""Rows quantized per second, ours and the authors' algorithm in turns on the same rows.
+"""Claim: quantizing rows from 3 to 8 bits keeps pace with the authors' library at a smaller error, and takes minutes for 1 B parameters.
+Beside: flash1dkmeans (seed and two-way splits), same rows, same cores.
+
+Rows quantized per second, ours and the authors' algorithm in turns on the same rows.
 
     python -m benchmarks.anyprec_quantize [--widths 4096 576] [--weights 1048576] [--repeats 5] [--json]
 

@@ -1,4 +1,9 @@
-"""The same sampled batches from disk by every way to do it: memory maps, direct I/O with LRU or a fixed hot set, and Ginex.
+"""Claim: with a cache of 5 % of the nodes, Ginex prepares batches 1.3 times as fast as LRU and 4 times as fast as a memory map, at 0.8 of
+the disk's rate or more.
+Beside: direct I/O with LRU and with a fixed hot set; memory maps with one and two threads; PyG over them; a pool of C threads that reads
+the same misses.
+
+The same sampled batches from disk by every way to do it: memory maps, direct I/O with LRU or a fixed hot set, and Ginex.
 
     python -m benchmarks.ginex_epoch --dataset rmat26 [--shares 0.05 0.02 0.1] [--batches 100] [--warm-up 30] [--json]
 

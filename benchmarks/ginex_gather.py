@@ -1,4 +1,7 @@
-"""Random feature rows from disk, cold: this package's stores, a pool of threads in C, TensorStore alone and np.memmap, in turns.
+"""Claim: random rows are gathered from disk about as fast as C can.
+Beside: a pool of C threads in `pread` at the same depth, sorted and not; TensorStore; np.memmap.
+
+Random feature rows from disk, cold: this package's stores, a pool of threads in C, TensorStore alone and np.memmap, in turns.
 
     python -m benchmarks.ginex_gather --rows 20000000
 

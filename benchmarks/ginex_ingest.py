@@ -1,4 +1,7 @@
-"""An edge list in Parquet to a dataset: ours, beside reading the file and a bucketed counting sort that does nothing else.
+"""Claim: an edge list of 200 M edges becomes a graph no slower than 1.3 times reading it and sorting it by counting.
+Beside: a bucketed counting sort in numba, and reading the Parquet alone.
+
+An edge list in Parquet to a dataset: ours, beside reading the file and a bucketed counting sort that does nothing else.
 
     python -m benchmarks.ginex_ingest [--scale 24] [--edge-factor 12] [--memory-mib 2048] [--repeats 3] [--json]
 
