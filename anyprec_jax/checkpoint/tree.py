@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore
 
 from anyprec_jax.checkpoint.manifest import ArrayEntry, array_entry
@@ -32,6 +31,8 @@ class TreeWriter:
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         """Begins a checkpoint that will hold arrays of these names, `layers/q_proj/bitplanes/0` say; all must be written."""
+        import orbax.checkpoint as ocp  # half a second, and reading needs none of it
+
         self._folder = folder.absolute()
         here = jax.process_index()  # of several processes one writes, and the others are not asked
         alone = ocp.options.MultiprocessingOptions(

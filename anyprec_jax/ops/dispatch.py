@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from anyprec_jax.array import Matrix, PreparedArray, check_precision
-from anyprec_jax.ops import cpu, operations, pallas_gpu, pallas_tpu
+from anyprec_jax.ops import cpu, operations
 from anyprec_jax.ops.branches import StackPrecision, at_own_precision, check_stack_precision
 from anyprec_jax.ops.transforms import Operation
 
@@ -194,8 +194,8 @@ def _select(
         return operations.xla
     reason = {
         "cpu": cpu.why_unavailable,
-        "pallas_tpu": pallas_tpu.why_unavailable,
-        "pallas_gpu": pallas_gpu.why_unavailable,
+        "pallas_tpu": functools.partial(operations.why_pallas_unavailable, "tpu"),
+        "pallas_gpu": functools.partial(operations.why_pallas_unavailable, "gpu"),
     }[implementation]()
     if reason is not None:
         raise RuntimeError(f"implementation {implementation!r} is not available: {reason}")

@@ -1,6 +1,8 @@
 """The implementations of the product as operations (see `transforms`): in XLA, native, and native where that is best."""
 
 import functools
+import importlib
+import types
 from typing import Literal
 
 import jax
@@ -9,7 +11,7 @@ from jaxtyping import Array
 
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.bitplanes import unpadded
-from anyprec_jax.ops import cpu, pallas_gpu, pallas_tpu
+from anyprec_jax.ops import cpu
 from anyprec_jax.ops.reference import dequantize, matmul_xla
 from anyprec_jax.ops.transforms import Operation, precision_of, with_gradient, with_vmap
 
@@ -58,9 +60,9 @@ def best() -> Operation:
         # Every branch is traced, and the Pallas kernels take seconds: only where there is a device that could run them. Rows are counted
         # here because vmap adds some.
         here = jax.default_backend() if x.shape[0] <= MAX_DECODE_ROWS else None
-        if here == "tpu" and pallas_tpu.why_unavailable() is None:
+        if here == "tpu" and why_pallas_unavailable("tpu") is None:
             branches["tpu"] = functools.partial(_pallas, "tpu")
-        if here == "gpu" and pallas_gpu.why_unavailable() is None:
+        if here == "gpu" and why_pallas_unavailable("gpu") is None:
             branches["cuda"] = functools.partial(_pallas, "gpu")
         return jax.lax.platform_dependent(x, planes, codebook, layer, **branches, default=xla)
 
@@ -81,13 +83,22 @@ def weights(planes: Array, codebook: Array, layer: Array, *, k: int) -> Array:
     return jax.lax.platform_dependent(planes, codebook, layer, cpu=decode, default=plain)
 
 
+def why_pallas_unavailable(platform: Literal["tpu", "gpu"]) -> str | None:
+    """None where the kernel can be lowered for a platform, otherwise the reason, in one line."""
+    return _pallas_kernels(platform).why_unavailable()
+
+
+def _pallas_kernels(platform: Literal["tpu", "gpu"]) -> types.ModuleType:
+    """The module with the kernel for a platform. Imported late: Pallas takes half a second, and a CPU needs none of it."""
+    return importlib.import_module(f"anyprec_jax.ops.pallas_{platform}")
+
+
 # Traced once for all programs: the kernels are long.
 @functools.partial(jax.jit, static_argnums=0)
 def _pallas(platform: Literal["tpu", "gpu"], x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
     if planes.ndim == 3:
         planes = unpadded(planes, n=codebook.shape[1], k=x.shape[-1])
-    matmul = pallas_tpu.matmul if platform == "tpu" else pallas_gpu.matmul
-    return matmul(x, planes, codebook, layer)
+    return _pallas_kernels(platform).matmul(x, planes, codebook, layer)
 
 
 def _decode_then_multiply(x: Array, planes: Array, codebook: Array, layer: Array) -> Array:
