@@ -98,14 +98,8 @@ def train(dataset: Dataset, opened: OpenedLoader, recipe: Recipe, trace: Trace) 
         num_features=features.shape[1],
         evaluate=lambda params: score(params, valid),
     )
-    window = split.window
     planned = simulate(
-        trace,
-        capacity=split.capacity,
-        policy="belady",
-        num_nodes=dataset.num_nodes,
-        window=window,
-        commit=-(-window // 2),
+        trace, capacity=split.capacity, policy="belady", num_nodes=dataset.num_nodes, window=split.window
     )
     read = opened.loader.features.stats
     if read.rows != planned.sum():
@@ -114,7 +108,7 @@ def train(dataset: Dataset, opened: OpenedLoader, recipe: Recipe, trace: Trace) 
     return Trained(
         steps=result.step,
         cache_rows=split.capacity,
-        window=window,
+        window=split.window,
         rows=sum(len(ids) for ids in trace),
         planned_reads=int(planned.sum()),
         reads=read.rows,
