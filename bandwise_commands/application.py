@@ -13,15 +13,15 @@ from bandwise_commands.errors import INTERRUPTED, USER_ERROR, messages
 from bandwise_commands.interrupts import remember_interrupts
 
 
-def application(name: str, description: str) -> typer.Typer:
-    """An application without commands so far, with what all of them have: help at `-h` and without arguments, `--version`."""
+def application(name: str, description: str, *, example: str) -> typer.Typer:
+    """An application without commands so far, with what all have: help with an example, at `-h` and without arguments, `--version`."""
     app = typer.Typer(
         name=name,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback(help=description)(_options)
+    app.callback(help=description, epilog=f"Example: {example}")(_options)
     return app
 
 

@@ -75,7 +75,12 @@ def test_version_of_sources(monkeypatch, capsys):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(application, "version", version)
-    assert run_application(application.application("command", "What it does."), "command", ["--version"]) == 0
+    assert (
+        run_application(
+            application.application("command", "What it does.", example="command it"), "command", ["--version"]
+        )
+        == 0
+    )
     assert "not installed" in capsys.readouterr().out
 
 

@@ -10,15 +10,17 @@ from a3_jax.cli.sweep import sweep
 from a3_jax.cli.workload_evaluation import evaluate
 from bandwise_commands.application import application, end_process, run_application
 
-app = application("a3", "What A3, an accelerator of approximate attention, costs: cycles, joules, area.")
+app = application(
+    "a3",
+    "What A3, an accelerator of approximate attention, costs: cycles, joules, area.",
+    example="a3 cost --n 320 --M 160 --C 65.6 --K 15.7",
+)
 app.command(epilog="Example: a3 cost --n 320 --M 160 --C 65.6 --K 15.7")(cost)
 app.command("simulate", epilog="Example: a3 simulate --random 1000 --n 320 --M n/2 --T 5 --csv queries.csv")(
     simulate_command
 )
 app.command(epilog="Example: a3 sweep --task bert --over M=40:320:40 --over T=5,10 --over units=1,2,4 --pareto")(sweep)
-app.command(epilog="Example: a3 cost --print-hardware > mine.yaml, edit it, a3 reproduce --hardware mine.yaml")(
-    reproduce
-)
+app.command(epilog="Example: a3 reproduce --hardware mine.yaml")(reproduce)
 app.command(epilog="Example: a3 evaluate --workload babi --data en-valid --M n/2 --T 5 --parameters babi.npz")(evaluate)
 
 

@@ -11,7 +11,11 @@ from anyprec_jax.cli.inspect import inspect
 from anyprec_jax.cli.quantize import quantize
 from bandwise_commands.application import application, end_process, run_application
 
-app = application("anyprec", "Quantize a language model once; read it at 3, 4, 5, 6, 7 or 8 bits from the same files.")
+app = application(
+    "anyprec",
+    "Quantize a language model once; read it at 3, 4, 5, 6, 7 or 8 bits from the same files.",
+    example="anyprec quantize SmolLM2.gguf smollm2-anyprec --calibration speeches.txt",
+)
 app.command(epilog="Example: anyprec quantize SmolLM2.gguf smollm2-anyprec --calibration speeches.txt")(quantize)
 app.command(epilog="Example: anyprec inspect smollm2-anyprec")(inspect)
 app.command(epilog="Example: anyprec evaluate smollm2-anyprec --text held-out.txt --precision 3 --precision 4")(

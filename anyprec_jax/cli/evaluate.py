@@ -26,7 +26,7 @@ def evaluate(
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="The unquantized model, for the KL divergence.")] = None,
     sequence_length: Annotated[int, typer.Option(help="Tokens in a chunk; a chunk's first is not scored.")] = 512,
-    max_tokens: Annotated[int | None, typer.Option(help="Score the first N tokens only.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Score the first N tokens only. Default: all.")] = None,
     devices: Devices = None,
     as_json: AsJson = False,
 ) -> None:

@@ -19,10 +19,18 @@ def generate(
         typer.Option(help="Bits to read, 3.5 say on average. Default: the most there are.", show_default=False),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 picks the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that hold this mass.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop what is this much less likely than the best.")] = None,
+    temperature: Annotated[float, typer.Option(help="Divides the logits; 0 picks the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens. Default: all.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose among the fewest tokens that hold this share of the probability, 0 to 1. Default: all."
+        ),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Drop tokens below this share, 0 to 1, of the likeliest one's probability. Default: none."),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeat for several.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     devices: Devices = None,

@@ -19,9 +19,13 @@ from ginex_jax.cli.plan import plan
 from ginex_jax.cli.progress import progress_reports
 from ginex_jax.cli.train import train
 
-app = application("ginex", "Put graphs larger than memory on disk, for graph neural networks to be trained from there.")
+app = application(
+    "ginex",
+    "Put graphs larger than memory on disk, for graph neural networks to be trained from there.",
+    example="ginex generate rmat graph --scale 16 --edge-factor 16 --feature-dim 64 --classes 8",
+)
 generate = typer.Typer(help="Make a synthetic graph.", no_args_is_help=True)
-app.add_typer(generate, name="generate")
+app.add_typer(generate, name="generate", epilog="Example: ginex generate rmat graph --scale 16 --edge-factor 16")
 app.command(epilog="Example: ginex train graph --model sage --fanouts 10,10 --epochs 3 --out run")(train)
 app.command(epilog="Example: ginex infer run graph --split test --out predictions.npy")(infer)
 app.command(epilog="Example: ginex bench graph --cache 1GiB --policy belady --policy lru")(bench)
@@ -155,7 +159,7 @@ def rmat(
 @app.command(epilog="Example: ginex info graph --verify")
 @reporting_errors
 def info(
-    out: Annotated[Path, typer.Argument(help="A dataset.", show_default=False)],
+    path: Annotated[Path, typer.Argument(help="A dataset.", metavar="{dataset}", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare checksums.")] = False,
 ) -> None:
@@ -163,7 +167,7 @@ def info(
     from ginex_jax.store.dataset import open_dataset, verify_checksums
     from ginex_jax.store.description import describe
 
-    dataset = open_dataset(out)
+    dataset = open_dataset(path)
     if verify:
         with progress_reports(messages) as progress:
             verify_checksums(dataset, progress)

@@ -69,7 +69,7 @@ def train(
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: 500.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between lines of log.jsonl. Default: 20.")] = None,
     tensorboard: Annotated[
-        bool | None, typer.Option("--tensorboard", help="Write RUN/tensorboard too (needs bandwise[tensorboard]).")
+        bool | None, typer.Option("--tensorboard", help="Write RUN/tensorboard too (needs the tensorboard extra).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
 ) -> None:
