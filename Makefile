@@ -41,7 +41,10 @@ test-native: $(VENV)/bench.installed  ## the C++ kernels alone, under AddressSan
 	build/sanitize/a3_test
 
 test-all: $(VENV)/test.installed  ## the test suite with the slow tests
-	$(BIN)/python -m pytest $(PYTEST_WORKERS) --durations=20 -m "not gpu"
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) --durations=20 -m "not gpu and not installs"
+
+check-package: $(VENV)/test.installed  ## build the wheel, install it into empty environments, with each extra and without a compiler (minutes)
+	$(BIN)/python -m pytest -m installs tests/test_installation.py
 
 docs: $(VENV)/docs.installed  ## the documentation as a site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

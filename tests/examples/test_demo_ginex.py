@@ -114,7 +114,6 @@ def test_training_reads_what_was_planned_where_not_all_is_kept(dataset: Dataset)
     assert trained.reads < simulate(trace, policy="belady", commit=3, **sizes).sum()  # other plans would be told apart
 
 
-
 def test_reads_that_were_not_planned_are_an_error(dataset: Dataset) -> None:
     opened = open_for(dataset, RECIPE)
     trace = [np.arange(10, dtype=np.int32)] * 24
