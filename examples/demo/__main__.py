@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from examples.demo import a3, anyprec, ginex
+from examples.demo.fetched import check_fetched
 from examples.demo.report import write_report
 
 
@@ -19,6 +20,7 @@ def main() -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     started = time.monotonic()
     try:
+        check_fetched(arguments.data)
         arguments.out.mkdir(parents=True, exist_ok=True)
         sections = [module.run(arguments.data, arguments.out) for module in (ginex, anyprec, a3)]
         report = write_report(arguments.out / "report.html", sections)
