@@ -90,6 +90,9 @@ def test_training_reads_what_was_planned(dataset: Dataset) -> None:
     assert trained.cache_rows == NUM_NODES  # so every row is read once
     assert trained.reads == trained.planned_reads == len(np.unique(np.concatenate(trace)))
     assert trained.read_bytes >= trained.reads * 32
+    assert trained.test_accuracy > 0.6
+    table = training_table(trained, RECIPE, dataset, baseline=0.5)
+    assert dict(table.rows)["test accuracy"] == f"{trained.test_accuracy:.3f}"  # pyright: ignore[reportArgumentType]
 
 
 def test_training_reads_what_was_planned_where_not_all_is_kept(dataset: Dataset) -> None:
