@@ -22,7 +22,7 @@ BABI ?= .cache/babi/en-valid
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-.PHONY: help demo docs test test-native test-all lint format bench bench-quantize bench-quality bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
+.PHONY: help check-package check-report demo docs test test-native test-all lint format bench bench-quantize bench-quality bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -47,6 +47,9 @@ test-all: $(VENV)/test.installed  ## the test suite with the slow tests
 
 check-package: $(VENV)/test.installed  ## build the wheel, install it into empty environments, with each extra and without a compiler (minutes)
 	$(BIN)/python -m pytest -m installs tests/test_installation.py
+
+check-report: $(VENV)/report.installed  ## demo/report.html in Chromium, on a phone and a desk, light and dark; screenshots in build/report
+	$(BIN)/python -m tests.report.check demo/report.html --out build/report
 
 docs: $(VENV)/docs.installed  ## the documentation as a site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -10,6 +10,8 @@ from a3_jax.cost.reproduction import Row
 
 _SUFFIXES = (".png", ".svg")
 _MOST_LINES = 10
+# Okabe and Ito's, which people who take red for green tell apart too; black last.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
 
 def require_plot(file: Path) -> None:
@@ -65,6 +67,14 @@ def draw_reproduction(rows: Sequence[Row], folder: Path) -> list[Path]:
 
     OSError if the folder cannot be made.
     """
+    from cycler import cycler
+    from matplotlib import rc_context
+
+    with rc_context({"axes.prop_cycle": cycler(color=COLORS)}):
+        return _draw_reproduction(rows, folder)
+
+
+def _draw_reproduction(rows: Sequence[Row], folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,9 +94,10 @@ def _bars(axes: Any, rows: Sequence[Row], metric: str) -> None:
         (0.2, "ours", [row.ours for row in rows]),
     ):
         axes.bar([place + offset for place in range(len(rows))], values, 0.4, label=label)
-    labels = [f"{row.workload}\n{row.config}\n{row.kind}" for row in rows]
-    axes.set_xticks(range(len(rows)), labels, fontsize="x-small")
-    axes.set_ylabel(metric.replace("_", " "))
+    axes.set_xlim(-0.6, len(rows) - 0.4)  # little room at the sides, more for the names
+    labels = [f"{_words(row.workload)}\n{row.config}\n{row.kind}" for row in rows]
+    axes.set_xticks(range(len(rows)), labels, fontsize=9)
+    axes.set_ylabel(_words(metric).replace("vs base", "over the base accelerator's"))
     axes.legend()
 
 
@@ -97,11 +108,16 @@ def _shares(axes: Any, rows: Sequence[Row]) -> None:
     for metric in dict.fromkeys(row.metric for row in shares):
         found = {(row.workload, row.config): row.ours for row in shares if row.metric == metric}
         heights = [found.get(place, 0.0) for place in places]
-        axes.bar(range(len(places)), heights, bottom=bottoms, label=metric.removeprefix("energy_share_"))
+        axes.bar(range(len(places)), heights, bottom=bottoms, label=_words(metric.removeprefix("energy_share_")))
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-    axes.set_xticks(range(len(places)), [f"{task}\n{config}" for task, config in places], fontsize="x-small")
+    axes.set_xticks(range(len(places)), [f"{_words(task)}\n{config}" for task, config in places], fontsize=9)
     axes.set_ylabel("share of a query's energy, ours")
-    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_xlim(-0.6, len(places) - 0.4)  # little room at the sides, more for the names
+    axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _cloud(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:

@@ -16,7 +16,7 @@ from a3_jax.cost.plain import workload_to_dict
 from a3_jax.cost.reproduction import Row, compared
 from a3_jax.cost.workload import Workload
 from examples.demo.approximation import SETTINGS, Attended
-from examples.demo.attention_map import without_metadata
+from examples.demo.attention_map import SVG, without_metadata
 from examples.demo.report import FigureBlock, TableBlock
 
 _COUNTS: tuple[Literal["n", "M", "C", "K"], ...] = ("n", "M", "C", "K")
@@ -130,7 +130,7 @@ def reproduction_figures(rows: Sequence[Row], folder: Path) -> list[FigureBlock]
     """The files that `a3 reproduce --plots` draws, left in the folder."""
     from matplotlib import rc_context
 
-    with rc_context({"svg.hashsalt": "demo"}):
+    with rc_context(SVG):
         files = draw_reproduction(rows, folder)
     drawn = {file.stem: file for file in files if file.suffix == ".svg"}
     return [
@@ -138,6 +138,7 @@ def reproduction_figures(rows: Sequence[Row], folder: Path) -> list[FigureBlock]
             svg=without_metadata(drawn[name].read_text(encoding="utf-8")),
             description=f"Bars: {_words(name)}, by workload and configuration",
             look_at=look_at,
+            least_pixels=864,
         )
         for name, look_at in FIGURES.items()
     ]

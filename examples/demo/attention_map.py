@@ -11,6 +11,10 @@ from examples.demo.report import FigureBlock, TableBlock
 
 SHOWN_QUERIES = 24
 SHOWN_ROWS = 12  # of the table
+SVG = {
+    "svg.hashsalt": "demo",
+    "svg.fonttype": "none",
+}  # the same markup each time; letters as text, to be found and read aloud
 LEAST_WEIGHT = 1e-4  # that is told apart from none
 CANDIDATE_COLOR = (0.99, 0.87, 0.71)
 TITLES = {
@@ -50,15 +54,14 @@ def map_figure(results: Mapping[str, Attended], head: int, tokens: Sequence[str]
         axes.imshow(marks, aspect="auto", interpolation="none")
         axes.set_title(TITLES[name], fontsize="medium", loc="left")
         queries = range(0, SHOWN_QUERIES, 4)
-        axes.set_yticks(queries, [_tick(tokens[len(tokens) - SHOWN_QUERIES + q]) for q in queries], fontsize="x-small")
+        axes.set_yticks(queries, [_tick(tokens[len(tokens) - SHOWN_QUERIES + q]) for q in queries], fontsize=9)
     places = range(0, len(tokens), 16)
-    panels[-1].set_xticks(
-        places, [f"{_tick(tokens[place])} {place}" for place in places], rotation=90, fontsize="x-small"
-    )
+    panels[-1].set_xticks(places, [f"{_tick(tokens[place])} {place}" for place in places], rotation=90, fontsize=9)
     figure.supylabel("query, every fourth named")
     figure.supxlabel("row of the key: a token of the text and its number")
     return FigureBlock(
         svg=svg_of(figure),
+        least_pixels=864,
         description="Four maps of attention weights, queries against rows: exact, base, conservative and aggressive",
         look_at=(
             "Blue: the row has a weight, the darker the larger (white below 0.0001). Orange: a candidate, whose dot product was computed "
@@ -123,7 +126,7 @@ def svg_of(figure) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "demo"}):
+    with rc_context(SVG):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=150)
     return without_metadata(buffer.getvalue())
 

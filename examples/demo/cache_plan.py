@@ -1,11 +1,11 @@
 """What a feature cache would save while a graph network is trained: misses by size and policy, without a feature being read."""
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from examples.demo.attention_map import svg_of
 from examples.demo.report import FigureBlock, TableBlock
 from ginex_jax.belady.simulation import Policy, simulate
 from ginex_jax.sampling.samplers import NodeSampler
@@ -73,17 +73,15 @@ def plan_figure(results: Sequence[Expected], num_nodes: int) -> FigureBlock:
     """Hit rate against cache size, a line for each policy."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(4.1, 3.2), layout="constrained")
     axes = figure.add_subplot()
     for policy, (name, color) in POLICIES.items():
         points = [(100 * r.capacity / num_nodes, 100 * r.hit_rate) for r in results if r.policy == policy]
         axes.plot(*zip(*points, strict=True), marker="o", color=color, label=name)
     axes.set(xlabel="cache, % of the feature rows", ylabel="hits, % of the rows needed", xlim=(0, None), ylim=(0, 100))
     axes.legend()
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
     return FigureBlock(
-        svg=buffer.getvalue(),
+        svg=svg_of(figure),
         description="Hit rate against the size of the feature cache, one line for each policy",
         look_at="The gap between the lines is what knowing the mini-batches beforehand is worth.",
     )
