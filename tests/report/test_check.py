@@ -62,7 +62,7 @@ def test_faults_are_seen(tmp_path: Path) -> None:
         for fault in (
             "contrast of 2.85",
             "9.0 pixels",
-            "2000",
+            "2008 pixels wide",
             "do not say",
             "asks for file",
             "nothing is not defined",
