@@ -12,7 +12,7 @@ from examples.demo.report import FigureBlock, TableBlock
 
 SHOWN_QUERIES = 24
 SHOWN_ROWS = 12  # of the table
-SVG = {
+SVG: Any = {
     "svg.hashsalt": "demo",
     "svg.fonttype": "none",
 }  # the same markup each time; letters as text, to be found and read aloud
