@@ -154,7 +154,7 @@ HEAVY = {
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_an_import_waits_for_nothing_that_it_does_not_need(package: str, tmp_path: Path) -> None:
-    """What would add a good part of a second each to every import."""
+    """Libraries that only some of its functions use."""
     done = run_with((), f"import {package}; print(*({HEAVY[package]!r} & set(sys.modules)))", tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
