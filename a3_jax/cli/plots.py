@@ -67,8 +67,7 @@ def draw_reproduction(rows: Sequence[Row], folder: Path) -> list[Path]:
 
     OSError if the folder cannot be made.
     """
-    from cycler import cycler
-    from matplotlib import rc_context
+    from matplotlib import cycler, rc_context
 
     with rc_context({"axes.prop_cycle": cycler(color=COLORS)}):
         return _draw_reproduction(rows, folder)

@@ -31,7 +31,7 @@ class TreeWriter:
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         """Begins a checkpoint that will hold arrays of these names, `layers/q_proj/bitplanes/0` say; all must be written."""
-        import orbax.checkpoint as ocp  # half a second, and reading needs none of it
+        import orbax.checkpoint as ocp  # reading needs none of it
 
         self._folder = folder.absolute()
         here = jax.process_index()  # of several processes one writes, and the others are not asked

@@ -89,7 +89,7 @@ def why_pallas_unavailable(platform: Literal["tpu", "gpu"]) -> str | None:
 
 
 def _pallas_kernels(platform: Literal["tpu", "gpu"]) -> types.ModuleType:
-    """The module with the kernel for a platform. Imported late: Pallas takes half a second, and a CPU needs none of it."""
+    """The module with the kernel for a platform. Imported late: a CPU needs nothing of Pallas."""
     return importlib.import_module(f"anyprec_jax.ops.pallas_{platform}")
 
 
