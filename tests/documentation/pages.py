@@ -1,12 +1,13 @@
 """A page's fenced blocks: what of them runs, in order, and on which line it stands."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 ROOT = Path(__file__).parents[2]
-KINDS = {"": "commands", "python": "python", "text": "output", "bibtex": "citation"}
 Kind = Literal["commands", "python", "output", "citation"]
+KINDS: Mapping[str, Kind] = {"": "commands", "python": "python", "text": "output", "bibtex": "citation"}
 
 
 class Block(NamedTuple):
