@@ -67,7 +67,8 @@ def draw_reproduction(rows: Sequence[Row], folder: Path) -> list[Path]:
 
     OSError if the folder cannot be made.
     """
-    from matplotlib import cycler, rc_context
+    from matplotlib import rc_context
+    from matplotlib.rcsetup import cycler
 
     with rc_context({"axes.prop_cycle": cycler(color=COLORS)}):
         return _draw_reproduction(rows, folder)
