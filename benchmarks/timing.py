@@ -64,7 +64,7 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the source tree, with `-dirty` where it was changed since: records of other benchmarks aside."""
+    """Of the source tree, with `-dirty` where it was changed since: what benchmarks write aside, records and figures."""
     git = ["git", "-C", str(RESULTS.parent.parent)]
     changes = [
         *git,
@@ -74,6 +74,7 @@ def _commit() -> str | None:
         "--",
         ".",
         f":!{RESULTS.relative_to(RESULTS.parent.parent)}",
+        ":!docs/figures",
     ]
     try:
         commit, changed = (
