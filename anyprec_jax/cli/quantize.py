@@ -31,7 +31,9 @@ def quantize(
     ] = None,
     num_sequences: Annotated[int, typer.Option(help="Calibration windows, of all texts together.")] = 100,
     sequence_length: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 512,
-    seed_precision: Annotated[int, typer.Option(help="Fewest bits that can be read.")] = 3,
+    seed_precision: Annotated[
+        int, typer.Option(help="Fewest bits that can be read; 2 costs all finer widths some 10 to 30 % more error.")
+    ] = 3,
     parent_precision: Annotated[int, typer.Option(help="Most bits that can be read.")] = 8,
     head_precision: Annotated[
         Literal["8", "none"], typer.Option(help="Bits of embedding and output head; none leaves them as they are.")
