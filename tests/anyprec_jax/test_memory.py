@@ -14,7 +14,7 @@ def test_peak_memory_of_quantize(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 8, encoding="utf-8")
     peaks, allowed = [], []
-    for num_layers in (2, 14):
+    for num_layers in (2, 8):
         model = save_tiny_model(tmp_path / f"model-{num_layers}", num_layers=num_layers, **SIZES)
         counts = ["--num-sequences", "2", "--sequence-length", "128", "--parent-precision", "4"]  # few bits: less to do
         peaks.append(
