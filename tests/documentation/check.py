@@ -29,11 +29,10 @@ NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 
 
 class Printed(NamedTuple):
-    """How a step ended: its status, and what came on the standard output and on the other one."""
+    """How a step ended: its status, and what it wrote on both outputs, in order, as on a terminal."""
 
     status: int
     output: str
-    errors: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,7 +163,7 @@ def _run_page(page: Path, scratch: Path, *, show: bool) -> str | None:
             if show:
                 sys.stderr.write(printed.output)
             if printed.status != 0:
-                last = "\n  ".join((printed.errors.strip() or printed.output.strip()).splitlines()[-12:])
+                last = "\n  ".join(printed.output.strip().splitlines()[-12:])
                 return f"{step}\n  ended with status {printed.status}:\n  {last}"
             output += printed.output
     return None
@@ -185,18 +184,26 @@ def run_step(step: Step, folder: Path) -> Printed:
         command = [sys.executable, str(script)]
     try:
         ended = subprocess.run(
-            command, cwd=folder, env=environment(step), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command,
+            cwd=folder,
+            env=environment(step),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        return Printed(124, "", f"it ran for more than {TIMEOUT_S} s")
-    return Printed(ended.returncode, ended.stdout, ended.stderr)
+        return Printed(124, f"it ran for more than {TIMEOUT_S} s")
+    return Printed(ended.returncode, ended.stdout)
 
 
 def environment(step: Step) -> Mapping[str, str]:
     """This one's, with the commands and the examples of this checkout before others, and what `ENVIRONMENTS` adds."""
     added = {name: text for entry in ENVIRONMENTS if entry.flag in step.text for name, text in entry.variables.items()}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": str(COLUMNS), "NO_COLOR": "1", **added}
+    own = {"PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": str(COLUMNS), "NO_COLOR": "1"}
+    return {**os.environ, **own, **added}
 
 
 def not_printed(expected: str, printed: str) -> str | None:

@@ -31,9 +31,9 @@ class Step(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        """Page, line and, of Python, the first line of the text."""
+        """Page, line and the command; of other blocks the first line."""
         place = self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page
-        return f"{place}:{self.line}: {self.text.splitlines()[0] if self.kind == 'python' else self.text}"
+        return f"{place}:{self.line}: {self.text if self.kind == 'commands' else self.text.splitlines()[0]}"
 
 
 def pages() -> list[Path]:

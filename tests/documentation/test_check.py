@@ -72,12 +72,13 @@ def test_a_page_runs_in_a_folder_of_its_own_with_the_data(tmp_path: Path) -> Non
     [
         ("3 rows in  0.5 s\nend", None),  # numbers and blanks may differ
         ("12 rows in 1e-3 s\n...\nend", None),
+        ("between\nend", None),  # both outputs, as on a terminal
         ("end\n1 rows in 2 s", "1 rows in 2 s"),  # in order
         ("1 columns in 2 s", "1 columns in 2 s"),
     ],
 )
 def test_output_is_compared_but_for_numbers(tmp_path: Path, shown: str, missing: str | None) -> None:
-    printed = "'''\necho '7 rows in 1.25 s'\necho between\necho end\n'''\n"
+    printed = "'''\necho '7 rows in 1.25 s'\necho between >&2\necho end\n'''\n"
     failures = run(page_of(tmp_path, f"{printed}'''text\n{shown}\n'''\n"), tmp_path / "scratch")
     assert [failure.partition(": ")[2].splitlines()[-1] for failure in failures] == (
         [f"  is not what the block before it prints: {missing!r}"] if missing else []
