@@ -2,13 +2,16 @@
 
 import ctypes
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
 
+from anyprec_jax.models import LINEARS
 from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.families import FAMILIES, LAYERS, tensor_name
 from benchmarks.llamacpp_build import PeerError
 from benchmarks.llamacpp_library import ImportanceData, last_errors, load
 
@@ -137,6 +140,36 @@ def float_copy(source: Path, target: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return partial.rename(target)
+
+
+class MatrixTypes(NamedTuple):
+    """What a file keeps some matrices in."""
+
+    bits_per_weight: float  # scales included
+    shares: dict[str, float]  # type -> share of the weights
+
+
+def matrix_types(path: Path, names: Collection[str]) -> MatrixTypes:
+    """Of the tensors of those names, which must be there."""
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    weights: dict[str, int] = {}
+    for name in names:
+        kind = tensors[name].tensor_type.name
+        weights[kind] = weights.get(kind, 0) + int(tensors[name].n_elements)
+    total = sum(weights.values())
+    bits = 8 * sum(int(tensors[name].n_bytes) for name in names) / total
+    return MatrixTypes(bits, {kind: count / total for kind, count in sorted(weights.items())})
+
+
+def matrix_names(config: ModelConfig) -> dict[tuple[str, int], str]:
+    """(linear, layer) -> name of its tensor in a file."""
+    layout = FAMILIES[config.family].gguf
+    assert layout is not None, "the model came from a GGUF file"
+    return {
+        (linear, layer): tensor_name(layout.modules, f"{LAYERS}{linear}", layer)
+        for layer in range(config.num_layers)
+        for linear in LINEARS
+    }
 
 
 def file_type_number(file_type: str) -> int:
