@@ -91,13 +91,41 @@ def evaluate(
       weights, one chunk's log-probabilities [sequence_length, vocab] and, for each row of the result, the hidden states
       [4096, hidden] of a group; float32.
     """
-    text = _checked_tokens(tokens, model.config)
     precisions = list(readable_precisions(model) or [None]) if precisions is None else list(precisions)
-    _check_models(model, reference, sequence_length)
-    for precision in precisions:
-        check_precision(model, precision)
     model = _on_device(model)
-    rows = [_Row(model, precision) for precision in precisions]
+    return evaluate_models(
+        [(model, precision) for precision in precisions],
+        tokens,
+        reference=reference,
+        sequence_length=sequence_length,
+        progress=progress,
+    )
+
+
+def evaluate_models(
+    readings: Sequence[tuple[Model, Precision | None]],
+    tokens: TokenIds,
+    *,
+    reference: Model | None = None,
+    sequence_length: int = 512,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Result]:
+    """`evaluate` of several models, each at a precision of its own: the reference goes through the text once for all of them.
+
+    Args:
+      readings: models and what to read each at, at least one.
+      tokens, reference, sequence_length, progress: as for `evaluate`.
+
+    Raises:
+      ValueError: as `evaluate`.
+    """
+    if not readings:
+        raise ValueError("evaluation needs at least one precision to read a model at, and none was named")
+    text = _checked_tokens(tokens, min((model.config for model, _ in readings), key=lambda config: config.vocab_size))
+    for model, precision in readings:
+        _check_models(model, reference, sequence_length)
+        check_precision(model, precision)
+    rows = [_Row(_on_device(model), precision) for model, precision in readings]
     baseline = None if reference is None else _Row(_on_device(reference), None)
     chunks = list(_chunks(text, min(sequence_length, len(text))))  # a text shorter than a chunk needs no padding
     step = _counter([row for row in (baseline, *rows) if row is not None], len(chunks), progress)
@@ -113,7 +141,7 @@ def evaluate(
                 row.score(states[index], chunk, expected)
                 step()
     first = [] if baseline is None else [baseline.result("reference")]
-    return first + [row.result(precision) for row, precision in zip(rows, precisions, strict=True)]
+    return first + [row.result(precision) for row, (_, precision) in zip(rows, readings, strict=True)]
 
 
 def read_bits_per_weight(params: dict[str, Any], *, precision: Precision | None) -> float:

@@ -19,7 +19,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,7 +29,7 @@ import numpy as np
 from anyprec_jax import Model, load
 from anyprec_jax.array import nbytes
 from anyprec_jax.calibration import mixed_windows, read_text
-from anyprec_jax.evaluate import evaluate, read_bits_per_weight
+from anyprec_jax.evaluate import Result, evaluate_models, read_bits_per_weight
 from anyprec_jax.models import LINEARS
 from anyprec_jax.sensitivity import Sensitivity
 from benchmarks import uniform_rows
@@ -45,17 +45,18 @@ from benchmarks.timing import RESULTS, environment, record
 
 FILE_TYPES = ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K")
 SAMPLE = 0  # of the calibration windows
+_OF_VERSION = ("setting", "bits_read", "bits_resident", "quantize_s", "types")  # what the record has of one
 
 
 class Version(NamedTuple):
-    """A quantized model, and what one reads it at."""
+    """A quantized model, and what it is read at."""
 
-    settings: tuple[str, ...]  # "4" bits, or "Q4_K_M"
-    precisions: tuple[int | None, ...]  # of `evaluate`; None for plain arrays
+    setting: str  # "4" bits, or "Q4_K_M"
     model: Model
-    bits_read: tuple[float, ...]
+    precision: int | None  # of `evaluate`; None for plain arrays
+    bits_read: float
     bits_resident: float
-    quantize_s: float
+    quantize_s: float  # of all precisions together, where they are made together
     types: dict[str, float] | None = None  # llama.cpp's, share of weights
 
 
@@ -77,7 +78,9 @@ def nested(method: Method) -> Versions:
     def versions(measured: Measured) -> Iterator[Version]:
         started = time.perf_counter()
         model = quantized(measured.subject.model, method, measured.by_loss, sample=SAMPLE)
-        yield _of_codes(model, tuple(CONFIG.precisions), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        for precision in CONFIG.precisions:
+            yield _of_codes(model, precision, seconds)
 
     return versions
 
@@ -87,7 +90,7 @@ def one_by_one(measured: Measured) -> Iterator[Version]:
     for precision in CONFIG.precisions:
         started = time.perf_counter()
         model = quantized(measured.subject.model, alone(precision), measured.by_loss, sample=SAMPLE)
-        yield _of_codes(model, (precision,), time.perf_counter() - started)
+        yield _of_codes(model, precision, time.perf_counter() - started)
 
 
 def by_rounding(measured: Measured) -> Iterator[Version]:
@@ -123,7 +126,7 @@ def llamacpp(*, with_importance: bool) -> Versions:
             bits = types.bits_per_weight
             model = _with_linears(subject.model, {name: theirs[name] for name in LINEARS})
             target.unlink()
-            yield Version((file_type,), (None,), model, (bits,), bits, seconds, types.shares)
+            yield Version(file_type, model, None, bits, bits, seconds, types.shares)
 
     return versions
 
@@ -145,7 +148,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data packages")
     parser.add_argument("--model", choices=MODELS, default="smollm2")
-    parser.add_argument("--scratch", type=Path, default=Path(".cache/quality"), help="float files and what was measured")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path(".cache/quality"), help="float files and what was measured"
+    )
     parser.add_argument("--wikitext", type=Path, help="a WikiText-2 text file: the out-of-domain column")
     parser.add_argument("--num-sequences", type=int, default=100)
     parser.add_argument("--sequence-length", type=int, default=256, help="the model's context at most")
@@ -178,23 +183,55 @@ def measure(subject: Subject, arguments: argparse.Namespace) -> list[dict[str, A
         seed=SAMPLE,
     )
     measured = Measured(subject, *_sensitivities(subject, windows, arguments), arguments.scratch)
-    rows: list[dict[str, Any]] = []
+    progress = Progress(arguments.scratch / f"{arguments.model}-rows.json", [environment()["commit"], _said(arguments)])
     for name in arguments.methods:
-        for version in METHODS[name](measured):
-            scores = {
-                text: evaluate(
-                    version.model, tokens, precisions=version.precisions, reference=model, sequence_length=length
-                )
-                for text, tokens in texts.items()
-            }
-            if not rows:
-                rows.append(_row("unquantized", "32", 32.0, 32.0, 0.0, {text: s[0] for text, s in scores.items()}))
-            for index, (setting, bits) in enumerate(zip(version.settings, version.bits_read, strict=True), start=1):
-                found = {text: each[index] for text, each in scores.items()}
-                row = _row(name, setting, bits, version.bits_resident, version.quantize_s, found)
-                rows.append(row | ({} if version.types is None else {"types": version.types}))
-                print(f"{name} {setting}: {row['texts']}", flush=True)
-    return rows
+        if name not in progress.rows:
+            progress.keep(name, score(name, list(METHODS[name](measured)), model, texts, length))
+            print_table(progress.rows[name])
+    return [row for name in arguments.methods for row in progress.rows[name]]
+
+
+def score(
+    method: str, versions: Sequence[Version], reference: Model, texts: Mapping[str, np.ndarray], length: int
+) -> list[dict[str, Any]]:
+    """One row for every version."""
+    readings = [(version.model, version.precision) for version in versions]
+    scores = {
+        text: evaluate_models(readings, tokens, reference=reference, sequence_length=length)
+        for text, tokens in texts.items()
+    }
+    return [
+        {
+            "method": method,
+            **{name: getattr(version, name) for name in _OF_VERSION},
+            "texts": {text: _described(each[index], each[0]) for text, each in scores.items()},
+        }
+        for index, version in enumerate(versions, start=1)
+    ]
+
+
+def _described(result: Result, reference: Result) -> dict[str, float | None]:
+    return {
+        "kl": result.kl,
+        "perplexity": result.perplexity,
+        "top1": result.top1,
+        "reference_perplexity": reference.perplexity,
+    }
+
+
+class Progress:
+    """Rows of the methods that are done, in a file: a run that was stopped goes on, if code and arguments are the same."""
+
+    def __init__(self, path: Path, of: Any) -> None:
+        self._path, self._of = path, json.loads(json.dumps(of))
+        former = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"of": None}
+        self.rows: dict[str, list[dict[str, Any]]] = former["rows"] if former["of"] == self._of else {}
+
+    def keep(self, method: str, rows: list[dict[str, Any]]) -> None:
+        self.rows[method] = rows
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps({"of": self._of, "rows": self.rows}), encoding="utf-8")
+        partial.rename(self._path)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -236,21 +273,14 @@ def _sensitivities(
     return by_loss, kept(arguments.scratch, name, windows, lambda: input_moments(subject.model, windows))
 
 
-def _of_codes(model: Model, precisions: tuple[int, ...], seconds: float) -> Version:
+def _of_codes(model: Model, precision: int, seconds: float) -> Version:
     stacks = [model.params["layers"][name] for name in LINEARS]
-    return Version(
-        settings=tuple(map(str, precisions)),
-        precisions=precisions,
-        model=model,
-        bits_read=tuple(read_bits_per_weight(model.params, precision=precision) for precision in precisions),
-        bits_resident=8 * sum(map(nbytes, stacks)) / sum(float(np.prod(stack.shape)) for stack in stacks),
-        quantize_s=seconds,
-    )
+    resident = 8 * sum(map(nbytes, stacks)) / sum(float(np.prod(stack.shape)) for stack in stacks)
+    read = read_bits_per_weight(model.params, precision=precision)
+    return Version(str(precision), model, precision, read, resident, seconds)
 
 
-def _on_grids(
-    measured: Measured, quantize: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
-) -> Iterator[Version]:
+def _on_grids(measured: Measured, quantize: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> Iterator[Version]:
     model = measured.subject.model
     plain = {name: np.asarray(model.params["layers"][name], np.float32) for name in LINEARS}
     for precision in CONFIG.precisions:
@@ -266,7 +296,7 @@ def _on_grids(
         bits = sum(
             sizes[name] * uniform_rows.bits_per_weight(precision, stack.shape[-1]) for name, stack in plain.items()
         ) / sum(sizes.values())
-        yield Version((str(precision),), (None,), _with_linears(model, layers), (bits,), bits, seconds)
+        yield Version(str(precision), _with_linears(model, layers), None, bits, bits, seconds)
 
 
 def _with_linears(model: Model, linears: Mapping[str, Any]) -> Model:
@@ -274,26 +304,12 @@ def _with_linears(model: Model, linears: Mapping[str, Any]) -> Model:
     return dataclasses.replace(model, params=model.params | {"layers": layers})
 
 
-def _row(
-    method: str, setting: str, bits_read: float, bits_resident: float, seconds: float, scores: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {
-        "method": method,
-        "setting": setting,
-        "bits_read": bits_read,
-        "bits_resident": bits_resident,
-        "quantize_s": seconds,
-        "texts": {
-            text: {"kl": score.kl, "perplexity": score.perplexity, "top1": score.top1} for text, score in scores.items()
-        },
-    }
-
-
 def _said(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, without places."""
-    return {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)} | {
-        "calibration_samples": 1
+    named = {
+        name: value for name, value in vars(arguments).items() if not isinstance(value, Path) and name != "methods"
     }
+    return named | {"calibration_samples": 1, "texts": 1 + (arguments.wikitext is not None)}
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def gemma3(data: Path, scratch: Path) -> Subject:
     joined = scratch / "gemma3-as-it-came.gguf"
     contents = b"".join((data / part).read_bytes() for part in _GEMMA_PARTS)
     if (digest := hashlib.sha256(contents).hexdigest()) != _GEMMA_SHA256:
-        raise PeerError(f"the four parts of Gemma 3 in {data} have SHA-256 {digest}, not {_GEMMA_SHA256}: install them again")
+        raise PeerError(
+            f"the four parts of Gemma 3 in {data} have SHA-256 {digest}, not {_GEMMA_SHA256}: install them again"
+        )
     joined.write_bytes(contents)
     return _as_float(joined, scratch / "gemma3-F32.gguf")
 

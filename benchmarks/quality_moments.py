@@ -19,7 +19,9 @@ from anyprec_jax.models.linear import project
 from anyprec_jax.sensitivity import Sensitivity
 
 # Linear -> the first of those that read the same inputs, which have one plain moment.
-READS_WITH = {name: {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(name, name) for name in LINEARS}
+READS_WITH = {
+    name: {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(name, name) for name in LINEARS
+}
 _FIRSTS = tuple(dict.fromkeys(READS_WITH.values()))
 
 

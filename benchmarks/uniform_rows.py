@@ -99,7 +99,9 @@ def _grids(low: np.ndarray, high: np.ndarray, precision: int) -> Grids:
 
 def _squared_errors(weights: np.ndarray, grids: Grids) -> np.ndarray:
     errors = np.empty(len(weights))
-    _for_rows(lambda rows: _sum_squares(weights[rows], grids.low[rows], grids.step[rows], grids.top, errors[rows]), weights)
+    _for_rows(
+        lambda rows: _sum_squares(weights[rows], grids.low[rows], grids.step[rows], grids.top, errors[rows]), weights
+    )
     return errors
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.checkpoint import save
-from anyprec_jax.evaluate import Result, evaluate, kl_divergence, perplexity, read_bits_per_weight
+from anyprec_jax.evaluate import Result, evaluate, evaluate_models, kl_divergence, perplexity, read_bits_per_weight
 from anyprec_jax.models.decoder import LINEARS, forward
 from anyprec_jax.models.model import Model
 from anyprec_jax.ops import dequantize
@@ -107,6 +107,18 @@ class TestEvaluate:
         assert [row.precision for row in rows] == ["reference", 2, 3]
         coarse, fine = rows[1:]
         assert coarse.kl > 2 * fine.kl > 0  # pyright: ignore[reportOptionalOperand]
+
+    def test_several_models_at_once(self) -> None:
+        """Each as by itself, in the order given."""
+        readings = [(quantized(), 3), (dequantized(2), None), (quantized(), 2)]
+        together = evaluate_models(readings, TOKENS, reference=reference(), sequence_length=LENGTH)
+        alone = evaluate(quantized(), TOKENS, precisions=[3, 2], reference=reference(), sequence_length=LENGTH)
+        assert [together[0], together[1], together[3]] == alone
+        assert together[2].perplexity == alone[2].perplexity
+
+    def test_nothing_to_read(self) -> None:
+        with pytest.raises(ValueError, match="at least one precision"):
+            evaluate(quantized(), TOKENS, precisions=[], reference=reference(), sequence_length=LENGTH)
 
     def test_a_model_against_itself(self) -> None:
         rows = evaluate(reference(), TOKENS, reference=reference(), sequence_length=LENGTH)

@@ -31,7 +31,8 @@ def slow_inputs(model: Model, tokens: np.ndarray) -> list[dict[str, np.ndarray]]
         w = {name: leaf[layer] for name, leaf in layers.items()}
         reads = {"q_proj": normed(hidden, w["input_norm"], c.norm_eps)}
         q, k, v = (
-            (reads["q_proj"] @ w[name].T).reshape(len(tokens), -1, c.head_dim) for name in ("q_proj", "k_proj", "v_proj")
+            (reads["q_proj"] @ w[name].T).reshape(len(tokens), -1, c.head_dim)
+            for name in ("q_proj", "k_proj", "v_proj")
         )
         q, k = turned(q, c.rope_theta), turned(k, c.rope_theta)
         mixed = np.empty_like(q)
