@@ -70,6 +70,7 @@ class Measured(NamedTuple):
 
 
 Versions: TypeAlias = Callable[[Measured], Iterator[Version]]
+Quantizer: TypeAlias = Callable[[np.ndarray, int], np.ndarray]  # (weights [n, k], bits) -> the same, float32
 
 
 def nested(method: Method) -> Versions:
@@ -95,12 +96,22 @@ def one_by_one(measured: Measured) -> Iterator[Version]:
 
 def by_rounding(measured: Measured) -> Iterator[Version]:
     """The nearest point of a grid that spans the row."""
-    return _on_grids(measured, lambda w, _, bits: uniform_rows.rounded(w, uniform_rows.spanning_grids(w, bits)))
+
+    def quantizer(moment: np.ndarray) -> Quantizer:
+        del moment
+        return lambda weights, bits: uniform_rows.rounded(weights, uniform_rows.spanning_grids(weights, bits))
+
+    return _on_grids(measured, quantizer)
 
 
 def by_gptq(measured: Measured) -> Iterator[Version]:
     """GPTQ on a searched grid."""
-    return _on_grids(measured, lambda w, h, bits: uniform_rows.gptq(w, h, uniform_rows.searched_grids(w, bits)))
+
+    def quantizer(moment: np.ndarray) -> Quantizer:
+        feedback = uniform_rows.feedback(moment)
+        return lambda weights, bits: uniform_rows.gptq(weights, uniform_rows.searched_grids(weights, bits), feedback)
+
+    return _on_grids(measured, quantizer)
 
 
 def llamacpp(*, with_importance: bool) -> Versions:
@@ -280,22 +291,21 @@ def _of_codes(model: Model, precision: int, seconds: float) -> Version:
     return Version(str(precision), model, precision, read, resident, seconds)
 
 
-def _on_grids(measured: Measured, quantize: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> Iterator[Version]:
+def _on_grids(measured: Measured, quantizer: Callable[[np.ndarray], Quantizer]) -> Iterator[Version]:
+    """`quantizer` makes of a plain moment what quantizes a matrix at any precision: seconds are those of all of them."""
     model = measured.subject.model
     plain = {name: np.asarray(model.params["layers"][name], np.float32) for name in LINEARS}
-    for precision in CONFIG.precisions:
-        started = time.perf_counter()
-        layers = {
-            name: np.stack(
-                [quantize(w, h, precision) for w, h in zip(stack, measured.inputs[READS_WITH[name]], strict=True)]
-            )
-            for name, stack in plain.items()
-        }
-        seconds = time.perf_counter() - started
-        sizes = {name: stack.size for name, stack in plain.items()}
-        bits = sum(
-            sizes[name] * uniform_rows.bits_per_weight(precision, stack.shape[-1]) for name, stack in plain.items()
-        ) / sum(sizes.values())
+    found = {bits: {name: np.empty_like(stack) for name, stack in plain.items()} for bits in CONFIG.precisions}
+    started = time.perf_counter()
+    for name, stack in plain.items():
+        for layer, weights in enumerate(stack):
+            quantize = quantizer(measured.inputs[READS_WITH[name]][layer])
+            for bits, layers in found.items():
+                layers[name][layer] = quantize(weights, bits)
+    seconds = time.perf_counter() - started
+    for precision, layers in found.items():
+        each = [(stack.size, uniform_rows.bits_per_weight(precision, stack.shape[-1])) for stack in plain.values()]
+        bits = sum(size * own for size, own in each) / sum(size for size, _ in each)
         yield Version(str(precision), _with_linears(model, layers), None, bits, bits, seconds)
 
 

@@ -3,6 +3,7 @@
 The peers of codebooks. A grid of b bits is two float16 numbers a row, so a weight costs b + 32 / k bits.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,8 @@ from anyprec_jax.row_threads import for_rows
 
 DAMPING = 0.01  # of the moment's mean diagonal, added to its diagonal: GPTQ's default
 _CLIPS = np.linspace(1.0, 0.4, 21)  # of the range of a row, about its zero, that a searched grid spans
-_ROWS_AT_ONCE = 8  # which share what is read of the k x k factor
+_WEIGHTS_AT_ONCE = 1 << 15
+_ROWS_TOGETHER = 8  # which share what is read of the k x k factor
 
 
 class Grids(NamedTuple):
@@ -41,15 +43,12 @@ def spanning_grids(weights: np.ndarray, precision: int) -> Grids:
 def searched_grids(weights: np.ndarray, precision: int) -> Grids:
     """Of the row's range shrunk by some factors, the grid with the least squared error of rounding, as GPTQ's code has it."""
     low, high = weights.min(axis=1).astype(np.float64), weights.max(axis=1).astype(np.float64)
-    best = _grids(low, high, precision)
-    least = _squared_errors(weights, best)
-    for clip in _CLIPS[1:]:
-        tried = _grids(clip * low, clip * high, precision)
-        errors = _squared_errors(weights, tried)
-        better = errors < least
-        least = np.where(better, errors, least)
-        best = Grids(np.where(better, tried.low, best.low), np.where(better, tried.step, best.step), precision)
-    return best
+    tried = [_grids(clip * low, clip * high, precision) for clip in _CLIPS]
+    lows, steps = (np.stack([getattr(grids, name) for grids in tried], axis=1) for name in ("low", "step"))
+    chosen = np.empty(len(weights), np.int64)
+    _for_rows(lambda rows: _least(weights[rows], lows[rows], steps[rows], tried[0].top, chosen[rows]), weights)
+    each = np.arange(len(weights))
+    return Grids(lows[each, chosen], steps[each, chosen], precision)
 
 
 def rounded(weights: np.ndarray, grids: Grids) -> np.ndarray:
@@ -59,50 +58,58 @@ def rounded(weights: np.ndarray, grids: Grids) -> np.ndarray:
     return result
 
 
-def gptq(weights: np.ndarray, moment: np.ndarray, grids: Grids, *, damping: float = DAMPING) -> np.ndarray:
-    """Rounds one column after the other, and moves those to come so that the row's outputs err least. Float32 [n, k].
+class Feedback(NamedTuple):
+    """How the columns to come make up for an error in one, for every matrix that reads the same inputs."""
 
-    What is lowered is trace(E @ H @ E.T), E the error and H the plain second moment of the inputs (`quality_moments.input_moments`).
+    order: np.ndarray  # [k], of the columns
+    factor: np.ndarray  # float32 [k, k], upper triangular U with U.T @ U the inverse of the damped moment
+
+
+def feedback(moment: np.ndarray, *, damping: float = DAMPING) -> Feedback:
+    """From H, the plain second moment of the inputs [k, k] (`quality_moments.input_moments`).
+
     Columns go in descending order of H's diagonal ("act-order"), so that those that matter most are rounded while there are
-    still many to make up for it; a row has one grid, so their order costs no bits. The grid is not changed on the way.
+    still many to make up for it; a row has one grid, so their order costs no bits.
 
     Raises:
       numpy.linalg.LinAlgError: a damped moment that is not positive definite.
 
-    Time n * k**2 / 2 multiplications and k**3, float64.
+    Time k**3, float64.
     """
     moment = moment.astype(np.float64)
     order = np.argsort(-np.diag(moment), kind="stable")
     damped = moment[np.ix_(order, order)] + damping * np.mean(np.diag(moment)) * np.eye(len(moment))
-    # U with U.T @ U = inv(H): row j over U[j, j] is how the columns after j make up for an error in j.
-    factor = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(damped)).T)
-    moved = np.ascontiguousarray(weights[:, order], np.float64)
-    result = np.empty(weights.shape, np.float32)
+    factor = np.linalg.cholesky(np.linalg.inv(damped)).T
+    return Feedback(order, np.ascontiguousarray(factor, np.float32))
+
+
+def gptq(weights: np.ndarray, grids: Grids, given: Feedback) -> np.ndarray:
+    """Rounds one column after the other, and moves those to come so that the row's outputs err least. Float32 [n, k].
+
+    What is lowered is trace(E @ H @ E.T), E the error and H the damped moment. The grid is not changed on the way.
+
+    Time n * k**2 / 2 multiplications, float32.
+    """
+    moved = np.ascontiguousarray(weights[:, given.order], np.float32)
+    points = np.empty(weights.shape, np.float32)
 
     def work(rows: slice) -> None:
-        points = np.empty(moved[rows].shape, np.float32)
-        _round_with_feedback(moved[rows], factor, grids.low[rows], grids.step[rows], grids.top, points)
-        result[rows, order] = points
+        low, step = grids.low[rows], grids.step[rows]
+        _round_with_feedback(moved[rows], given.factor, low, step, grids.top, points[rows])
 
     _for_rows(work, weights)
+    result = np.empty(weights.shape, np.float32)
+    result[:, given.order] = points
     return result
 
 
-def _for_rows(work, weights: np.ndarray) -> None:
-    for_rows(work, num_rows=len(weights), rows_at_once=_ROWS_AT_ONCE)
+def _for_rows(work: Callable[[slice], None], weights: np.ndarray) -> None:
+    for_rows(work, num_rows=len(weights), rows_at_once=max(_ROWS_TOGETHER, _WEIGHTS_AT_ONCE // weights.shape[1]))
 
 
 def _grids(low: np.ndarray, high: np.ndarray, precision: int) -> Grids:
     step = ((high - low) / (2**precision - 1)).astype(np.float16)
     return Grids(low.astype(np.float16).astype(np.float64), step.astype(np.float64), precision)
-
-
-def _squared_errors(weights: np.ndarray, grids: Grids) -> np.ndarray:
-    errors = np.empty(len(weights))
-    _for_rows(
-        lambda rows: _sum_squares(weights[rows], grids.low[rows], grids.step[rows], grids.top, errors[rows]), weights
-    )
-    return errors
 
 
 @compiled
@@ -120,22 +127,29 @@ def _round(weights, low, step, top, result):
 
 
 @compiled
-def _sum_squares(weights, low, step, top, errors):
+def _least(weights, lows, steps, top, chosen):
+    """Of every row the first grid with the least squared error."""
     for r in range(len(weights)):
-        errors[r] = 0.0
-        for c in range(weights.shape[1]):
-            weight = np.float64(weights[r, c])
-            errors[r] += (weight - _nearest(weight, low[r], step[r], top)) ** 2
+        least = np.inf
+        for g in range(lows.shape[1]):
+            low, step, error = lows[r, g], steps[r, g], 0.0
+            for c in range(weights.shape[1]):
+                weight = np.float64(weights[r, c])
+                error += (weight - _nearest(weight, low, step, top)) ** 2
+            if error < least:
+                least, chosen[r] = error, g
 
 
 @compiled
 def _round_with_feedback(weights, factor, low, step, top, result):
-    """Columns in their order; `weights` is overwritten."""
-    k = weights.shape[1]
-    for j in range(k):
-        for r in range(len(weights)):
-            point = _nearest(weights[r, j], low[r], step[r], top)
-            result[r, j] = point
-            share = (weights[r, j] - point) / factor[j, j]
-            for c in range(j + 1, k):
-                weights[r, c] -= share * factor[j, c]
+    """Columns in their order, for a few rows at a time; `weights` is overwritten."""
+    n, k = weights.shape
+    for first in range(0, n, _ROWS_TOGETHER):
+        last = min(first + _ROWS_TOGETHER, n)
+        for j in range(k):
+            for r in range(first, last):
+                point = _nearest(np.float64(weights[r, j]), low[r], step[r], top)
+                result[r, j] = point
+                share = np.float32((weights[r, j] - point) / factor[j, j])
+                for c in range(j + 1, k):
+                    weights[r, c] -= share * factor[j, c]

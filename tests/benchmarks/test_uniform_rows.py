@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks.uniform_rows import Grids, bits_per_weight, gptq, rounded, searched_grids, spanning_grids
+from benchmarks.uniform_rows import Grids, bits_per_weight, feedback, gptq, rounded, searched_grids, spanning_grids
 
 
 def problem(n: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +85,7 @@ def test_gptq_is_its_definition(k: int) -> None:
     weights, moment = problem(4, k, seed=k)
     grids = searched_grids(weights, 3)
     expected = [slow_gptq(row, moment, points_of(grids, r)) for r, row in enumerate(weights.astype(np.float64))]
-    np.testing.assert_allclose(gptq(weights, moment, grids), expected, rtol=2**-23)
+    np.testing.assert_allclose(gptq(weights, grids, feedback(moment)), expected, rtol=2**-23)
 
 
 def test_gptq_between_rounding_and_the_best_codes_there_are() -> None:
@@ -97,7 +97,7 @@ def test_gptq_between_rounding_and_the_best_codes_there_are() -> None:
         grids = spanning_grids(weights, 2)
         every = np.array(list(itertools.product(points_of(grids, 0), repeat=4)))
         least_here = objective(weights - every, h).min()
-        here = objective(weights - gptq(weights, moment, grids), h)[0]
+        here = objective(weights - gptq(weights, grids, feedback(moment)), h)[0]
         assert here >= least_here * (1 - 1e-6)
         by_gptq, least = by_gptq + here, least + least_here
         by_rounding += objective(weights - rounded(weights, grids), h)[0]
@@ -108,21 +108,21 @@ def test_without_correlations_gptq_rounds() -> None:
     weights, _ = problem(4, 20, seed=3)
     grids = spanning_grids(weights, 3)
     diagonal = np.diag(np.linspace(1, 2, 20, dtype=np.float32))
-    np.testing.assert_array_equal(gptq(weights, diagonal, grids), rounded(weights, grids))
+    np.testing.assert_array_equal(gptq(weights, grids, feedback(diagonal)), rounded(weights, grids))
 
 
 def test_a_row_of_one_value() -> None:
     weights = np.full((1, 8), 0.25, np.float32)
     grids = spanning_grids(weights, 3)
     np.testing.assert_array_equal(rounded(weights, grids), weights)
-    np.testing.assert_array_equal(gptq(weights, np.eye(8, dtype=np.float32), grids), weights)
+    np.testing.assert_array_equal(gptq(weights, grids, feedback(np.eye(8, dtype=np.float32))), weights)
 
 
 def test_inputs_that_are_always_zero_do_no_harm() -> None:
     weights, moment = problem(3, 10, seed=4)
     moment[:, 4] = moment[4, :] = 0.0
     grids = spanning_grids(weights, 4)
-    made = gptq(weights, moment, grids)
+    made = gptq(weights, grids, feedback(moment))
     np.testing.assert_array_equal(made[:, 4], rounded(weights, grids)[:, 4])
 
 
