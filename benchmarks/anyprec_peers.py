@@ -235,7 +235,9 @@ class Progress:
 
     def __init__(self, path: Path, of: Any) -> None:
         self._path, self._of = path, json.loads(json.dumps(of))
-        former = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"of": None}
+        former: dict[str, Any] = {"of": None}
+        if path.exists():
+            former = json.loads(path.read_text(encoding="utf-8"))
         self.rows: dict[str, list[dict[str, Any]]] = former["rows"] if former["of"] == self._of else {}
 
     def keep(self, method: str, rows: list[dict[str, Any]]) -> None:

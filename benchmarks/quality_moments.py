@@ -82,7 +82,7 @@ def kept(folder: Path, name: str, windows: np.ndarray, measure: Callable[[], Sen
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
-            np.savez(file, **measure())
+            np.savez(file, **measure())  # pyright: ignore[reportArgumentType]
         partial.rename(path)
     with np.load(path) as stored:
         return dict(stored)
