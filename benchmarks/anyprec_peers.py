@@ -9,7 +9,8 @@ an importance matrix (`make bench-peers` builds it), quantized from float weight
 Its importance matrix is the mean square of the inputs over the same windows, token by token: nothing is tokenized again.
 
 Bits read are those of the linears' weights at one setting, codebooks, scales and grids included; resident is what must be in memory to
-read at that setting. A nested method keeps all its precisions for that, and the others have one. Quantizing does not include calibration.
+read at that setting. A nested method keeps all its precisions for that, and the others have one. Quantizing is measured in CPU seconds,
+all threads added up, without calibration and, but for programs of a shape, without compiling.
 KL, perplexity and top-1 are `anyprec_jax.evaluate`'s, from the model before quantization.
 
 Writes results/anyprec_peers.json, an entry for every model, and docs/figures/anyprec_peers.svg.
@@ -37,7 +38,7 @@ from benchmarks.llamacpp_build import PeerError
 from benchmarks.llamacpp_files import matrix_names, matrix_types, quantize_file
 from benchmarks.llamacpp_library import load as load_llamacpp
 from benchmarks.peers_figure import FIGURE, draw
-from benchmarks.quality_methods import CONFIG, Method, alone, authors, best, fast, quantized
+from benchmarks.quality_methods import CONFIG, Linear, Method, alone, authors, best, fast, quantized
 from benchmarks.quality_models import MODELS, Subject
 from benchmarks.quality_moments import READS_WITH, input_moments, kept, measured_by_loss
 from benchmarks.quality_texts import calibration_texts, evaluation_texts, tokenized
@@ -45,7 +46,7 @@ from benchmarks.timing import RESULTS, environment, record
 
 FILE_TYPES = ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K")
 SAMPLE = 0  # of the calibration windows
-_OF_VERSION = ("setting", "bits_read", "bits_resident", "quantize_s", "types")  # what the record has of one
+_OF_VERSION = ("setting", "bits_read", "bits_resident", "quantize_cpu_s", "types")  # what the record has of one
 
 
 class Version(NamedTuple):
@@ -56,7 +57,7 @@ class Version(NamedTuple):
     precision: int | None  # of `evaluate`; None for plain arrays
     bits_read: float
     bits_resident: float
-    quantize_s: float  # of all precisions together, where they are made together
+    quantize_cpu_s: float  # seconds on all threads; of all precisions together, where they are made together
     types: dict[str, float] | None = None  # llama.cpp's, share of weights
 
 
@@ -77,9 +78,10 @@ def nested(method: Method) -> Versions:
     """All precisions from one set of codes."""
 
     def versions(measured: Measured) -> Iterator[Version]:
-        started = time.perf_counter()
+        compile_first(method)
+        started = time.process_time()
         model = quantized(measured.subject.model, method, measured.by_loss, sample=SAMPLE)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         for precision in CONFIG.precisions:
             yield _of_codes(model, precision, seconds)
 
@@ -88,10 +90,18 @@ def nested(method: Method) -> Versions:
 
 def one_by_one(measured: Measured) -> Iterator[Version]:
     """The optimal clustering of every precision by itself."""
+    compile_first(alone(CONFIG.seed_precision))
     for precision in CONFIG.precisions:
-        started = time.perf_counter()
+        started = time.process_time()
         model = quantized(measured.subject.model, alone(precision), measured.by_loss, sample=SAMPLE)
-        yield _of_codes(model, precision, time.perf_counter() - started)
+        yield _of_codes(model, precision, time.process_time() - started)
+
+
+def compile_first(method: Method) -> None:
+    """What numba compiles at the first call, on a small matrix."""
+    rng = np.random.default_rng(0)
+    weights, moment = rng.standard_normal((8, 64)).astype(np.float32), np.eye(64, dtype=np.float32)
+    method(Linear(weights, np.ones_like(weights), moment, SAMPLE))
 
 
 def by_rounding(measured: Measured) -> Iterator[Version]:
@@ -124,7 +134,7 @@ def llamacpp(*, with_importance: bool) -> Versions:
         }
         target = measured.scratch / "llamacpp.gguf"
         for file_type in FILE_TYPES:
-            started = time.perf_counter()
+            started = time.process_time()
             quantize_file(
                 subject.file,
                 target,
@@ -132,7 +142,7 @@ def llamacpp(*, with_importance: bool) -> Versions:
                 importance=importance if with_importance else None,
                 keep_embedding=True,
             )
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
             theirs, types = load(target).params["layers"], matrix_types(target, names.values())
             bits = types.bits_per_weight
             model = _with_linears(subject.model, {name: theirs[name] for name in LINEARS})
@@ -251,7 +261,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """Markdown: a line for every method and setting."""
     texts = list(rows[0]["texts"])
     columns = [f"{figure}, {text}" for text in texts for figure in ("KL", "perplexity", "top-1")]
-    print(f"| method | setting | bits read | bits resident | {' | '.join(columns)} | s |")
+    print(f"| method | setting | bits read | bits resident | {' | '.join(columns)} | CPU s |")
     print("|---|---|---|---|" + "---|" * (len(columns) + 1))
     for row in rows:
         scores = [
@@ -260,7 +270,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             for cell in (f"{score['kl']:.5f}", f"{score['perplexity']:.3f}", f"{score['top1']:.1%}")
         ]
         bits = f"{row['bits_read']:.2f} | {row['bits_resident']:.2f}"
-        print(f"| {row['method']} | {row['setting']} | {bits} | {' | '.join(scores)} | {row['quantize_s']:.0f} |")
+        print(f"| {row['method']} | {row['setting']} | {bits} | {' | '.join(scores)} | {row['quantize_cpu_s']:.0f} |")
 
 
 def former_results() -> dict[str, Any]:
@@ -297,14 +307,15 @@ def _on_grids(measured: Measured, quantizer: Callable[[np.ndarray], Quantizer]) 
     """`quantizer` makes of a plain moment what quantizes a matrix at any precision: seconds are those of all of them."""
     model = measured.subject.model
     plain = {name: np.asarray(model.params["layers"][name], np.float32) for name in LINEARS}
+    quantizer(np.eye(64, dtype=np.float32))(np.eye(64, dtype=np.float32), CONFIG.seed_precision)  # compiles
     found = {bits: {name: np.empty_like(stack) for name, stack in plain.items()} for bits in CONFIG.precisions}
-    started = time.perf_counter()
+    started = time.process_time()
     for name, stack in plain.items():
         for layer, weights in enumerate(stack):
             quantize = quantizer(measured.inputs[READS_WITH[name]][layer])
             for bits, layers in found.items():
                 layers[name][layer] = quantize(weights, bits)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     for precision, layers in found.items():
         each = [(stack.size, uniform_rows.bits_per_weight(precision, stack.shape[-1])) for stack in plain.values()]
         bits = sum(size * own for size, own in each) / sum(size for size, _ in each)
