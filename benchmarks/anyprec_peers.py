@@ -101,6 +101,7 @@ def compile_first(method: Method) -> None:
     """What numba compiles at the first call, on a small matrix."""
     rng = np.random.default_rng(0)
     weights, moment = rng.standard_normal((8, 64)).astype(np.float32), np.eye(64, dtype=np.float32)
+    weights.setflags(write=False)  # as what comes from JAX: another type to numba
     method(Linear(weights, np.ones_like(weights), moment, SAMPLE))
 
 
