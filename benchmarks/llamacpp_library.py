@@ -66,6 +66,12 @@ class ContextParams(ctypes.Structure):
     )
 
 
+class ImportanceData(ctypes.Structure):
+    """struct llama_model_imatrix_data; an array of them ends with one whose name is null."""
+
+    _fields_ = (("name", c_char_p), ("data", POINTER(c_float)), ("size", c_size_t))
+
+
 class QuantizeParams(ctypes.Structure):
     """struct llama_model_quantize_params."""
 

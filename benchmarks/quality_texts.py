@@ -3,6 +3,9 @@
 import random
 from pathlib import Path
 
+import numpy as np
+
+from anyprec_jax import Model
 from anyprec_jax.calibration import read_text
 from examples.demo.anyprec import HELD_OUT, SPEECHES
 from examples.wordnet_graph import database
@@ -27,6 +30,12 @@ def evaluation_texts(data: Path, wikitext: Path | None) -> dict[str, Path]:
     """In domain: the address of 2016. Out of domain: a text of which nothing like it was calibrated on, where a file of it is given."""
     texts = {"in domain": data / SPEECHES / HELD_OUT}
     return texts if wikitext is None else texts | {"out of domain": wikitext}
+
+
+def tokenized(model: Model, text: str) -> np.ndarray:
+    """A text without special tokens."""
+    assert model.tokenizer is not None
+    return np.asarray(model.tokenizer.encode(text, special_tokens=False), np.int32)
 
 
 def _entry(line: str) -> str:

@@ -30,7 +30,7 @@ def evaluate(
     devices: Devices = None,
     as_json: AsJson = False,
 ) -> None:
-    """Perplexity, and KL divergence (nats per token) from the unquantized model, at each precision."""
+    """Perplexity, and with the unquantized model KL divergence from it (nats per token) and top-1 agreement, at each precision."""
     from anyprec_jax import evaluate as evaluation
     from anyprec_jax.calibration import read_text
     from anyprec_jax.checkpoint import load, precision_for
@@ -80,14 +80,14 @@ def _numbers(texts: list[str]) -> list[int | float]:
 
 
 def _print_evaluation(report: dict[str, Any]) -> None:
-    table = Table(
-        "precision", "bits per weight read", "perplexity", "KL (nats/token)", title=f"{report['tokens']:,} tokens"
-    )
+    columns = ("precision", "bits per weight read", "perplexity", "KL (nats/token)", "top-1")
+    table = Table(*columns, title=f"{report['tokens']:,} tokens")
     for row in report["results"]:
         kl = "-" if row["kl"] is None else f"{row['kl']:.5f}"
+        top1 = "-" if row["top1"] is None else f"{row['top1']:.1%}"
         bits = "-" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.2f}"
         precision = row["precision"]
         if isinstance(precision, float):
             precision = f"{precision:g} (average {row['mean_precision']:.4f})"
-        table.add_row(str(precision), bits, f"{row['perplexity']:.4f}", kl)
+        table.add_row(str(precision), bits, f"{row['perplexity']:.4f}", kl, top1)
     Console(highlight=False).print(table)

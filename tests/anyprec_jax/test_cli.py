@@ -98,7 +98,7 @@ def test_evaluate(folder: Path) -> None:
 
     assert report["tokens"] == 100
     assert [row["precision"] for row in report["results"]] == ["reference", 3, 5]
-    fields = {"precision", "perplexity", "kl", "bits_per_weight", "mean_precision"}
+    fields = {"precision", "perplexity", "kl", "bits_per_weight", "mean_precision", "top1"}
     assert all(set(row) == fields for row in report["results"])
     model = load(folder / "artefact")
     assert model.tokenizer is not None
@@ -107,6 +107,7 @@ def test_evaluate(folder: Path) -> None:
         expected = perplexity(model, tokens, precision=row["precision"], sequence_length=40)
         assert row["perplexity"] == pytest.approx(expected, rel=1e-6)
         assert row["kl"] > 0
+        assert 0 < row["top1"] <= 1
         read = json.loads(anyprec("inspect", folder / "artefact", "--json").stdout)["bits_per_weight"]["read"]
         assert row["bits_per_weight"] == pytest.approx(read[str(row["precision"])], rel=1e-12)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from anyprec_jax.array import AnyPrecArray
 from anyprec_jax.checkpoint import save
-from anyprec_jax.evaluate import Result, evaluate, kl_divergence, perplexity, read_bits_per_weight
+from anyprec_jax.evaluate import Result, evaluate, evaluate_models, kl_divergence, perplexity, read_bits_per_weight
 from anyprec_jax.models.decoder import LINEARS, forward
 from anyprec_jax.models.model import Model
 from anyprec_jax.ops import dequantize
@@ -68,9 +68,9 @@ def log_probabilities(model: Model, tokens: np.ndarray) -> np.ndarray:
     return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
 
 
-def slow_evaluation(model: Model, tokens: np.ndarray, length: int) -> tuple[float, float]:
-    """Perplexity and KL, token by token, of a model in plain arrays."""
-    nll, kl = [], []
+def slow_evaluation(model: Model, tokens: np.ndarray, length: int) -> tuple[float, float, float]:
+    """Perplexity, KL and top-1, token by token, of a model in plain arrays."""
+    nll, kl, same = [], [], []
     for start in range(0, len(tokens) - 1, length):
         chunk = tokens[start : start + length]
         ours, theirs = log_probabilities(model, chunk), log_probabilities(reference(), chunk)
@@ -78,7 +78,8 @@ def slow_evaluation(model: Model, tokens: np.ndarray, length: int) -> tuple[floa
             nll.append(-ours[position, chunk[position + 1]])
             p, q = theirs[position], ours[position]
             kl.append(sum(np.exp(p) * (p - q)))
-    return math.exp(np.mean(nll)), float(np.mean(kl))
+            same.append(max(range(len(p)), key=p.__getitem__) == max(range(len(q)), key=q.__getitem__))
+    return math.exp(np.mean(nll)), float(np.mean(kl)), sum(same) / len(same)
 
 
 # Logits are sums of 48 float32 products of size about 1; a log-probability inherits their error.
@@ -92,12 +93,14 @@ class TestEvaluate:
         tokens = TOKENS[: 2 * LENGTH + spare]
         results = evaluate(quantized(), tokens, precisions=[2, 3], reference=reference(), sequence_length=LENGTH)
         for result, precision in zip(results[1:], (2, 3), strict=True):
-            expected_perplexity, expected_kl = slow_evaluation(dequantized(precision), tokens, LENGTH)
+            expected_perplexity, expected_kl, expected_top1 = slow_evaluation(dequantized(precision), tokens, LENGTH)
             assert result.precision == precision
             assert result.perplexity == pytest.approx(expected_perplexity, rel=TOLERANCE)
             assert result.kl == pytest.approx(expected_kl, rel=1e-4)  # of a difference of logits of size 0.1
-        expected, _ = slow_evaluation(reference(), tokens, LENGTH)
-        assert results[0] == Result("reference", pytest.approx(expected, rel=TOLERANCE), 0.0, 32.0)
+            assert result.top1 == pytest.approx(expected_top1, rel=1e-12)
+            assert 0.0 < expected_top1 < 1.0
+        expected, *_ = slow_evaluation(reference(), tokens, LENGTH)
+        assert results[0] == Result("reference", pytest.approx(expected, rel=TOLERANCE), 0.0, 32.0, top1=1.0)
 
     def test_more_bits_are_closer_to_the_reference(self) -> None:
         rows = evaluate(quantized(), TOKENS, reference=reference(), sequence_length=LENGTH)
@@ -105,15 +108,28 @@ class TestEvaluate:
         coarse, fine = rows[1:]
         assert coarse.kl > 2 * fine.kl > 0  # pyright: ignore[reportOptionalOperand]
 
+    def test_several_models_at_once(self) -> None:
+        """Each as by itself, in the order given."""
+        readings = [(quantized(), 3), (dequantized(2), None), (quantized(), 2)]
+        together = evaluate_models(readings, TOKENS, reference=reference(), sequence_length=LENGTH)
+        alone = evaluate(quantized(), TOKENS, precisions=[3, 2], reference=reference(), sequence_length=LENGTH)
+        assert [together[0], together[1], together[3]] == alone
+        assert together[2].perplexity == alone[2].perplexity
+
+    def test_nothing_to_read(self) -> None:
+        with pytest.raises(ValueError, match="at least one precision"):
+            evaluate(quantized(), TOKENS, precisions=[], reference=reference(), sequence_length=LENGTH)
+
     def test_a_model_against_itself(self) -> None:
         rows = evaluate(reference(), TOKENS, reference=reference(), sequence_length=LENGTH)
         assert [row.precision for row in rows] == ["reference", None]
         assert rows[0].perplexity == rows[1].perplexity
         assert rows[0].kl == rows[1].kl == 0.0
+        assert rows[0].top1 == rows[1].top1 == 1.0
 
     def test_without_a_reference(self) -> None:
         (row,) = evaluate(reference(), TOKENS, sequence_length=LENGTH)
-        assert (row.precision, row.kl) == (None, None)
+        assert (row.precision, row.kl, row.top1) == (None, None, None)
 
     def test_one_chunk_longer_than_the_text(self) -> None:
         """Needs no padding, and gives what a chunk of just that length gives."""
