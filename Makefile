@@ -22,11 +22,10 @@ BABI ?= .cache/babi/en-valid
 # Two processes for two cores; JAX's own threads fill only part of them.
 PYTEST_WORKERS := -n 2 --dist worksteal
 
-<<<<<<< HEAD
-.PHONY: help check-package check-report demo docs check-docs test test-native test-all lint format bench bench-quantize bench-quality bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
-=======
-.PHONY: help demo docs test test-native test-all lint format bench bench-quantize bench-quality bench-quality-peers bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion bench-growth bench-peers aot parity clean
->>>>>>> 78d3204c42b76d4a8a8842a00b090872f344eba6
+.PHONY: help check-package check-report demo docs check-docs test test-native test-all lint format bench bench-quantize bench-quality \
+	bench-quality-peers bench-codebooks bench-allocation bench-matmul bench-head bench-decode bench-sample bench-gather bench-ingest \
+	bench-plan bench-attention bench-a3-native bench-a3 bench-babi bench-retrieval bench-a3-decode bench-a3-bytes bench-epoch bench-billion \
+	bench-growth bench-peers aot parity clean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
