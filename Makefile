@@ -31,7 +31,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 help:  ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 21
 
 demo: $(VENV)/demo.installed .cache/data/.complete  ## the main jobs on real input: a graph put on disk, a language model quantized; writes demo/report.html
 	$(BIN)/python -m examples.demo --data .cache/data --out demo

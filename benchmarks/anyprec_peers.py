@@ -1,4 +1,5 @@
-"""Claim: none. Where this package's bits stand among other ways to quantize the same weights, the ones that are ahead included.
+"""Claim: where this package's bits stand among other ways to quantize the same weights, those that are ahead included.
+Beside: rounding to the nearest, k-means, GPTQ, llama.cpp's mixtures with and without an importance matrix, the authors' algorithm.
 
     python -m benchmarks.anyprec_peers --data .cache/data [--model smollm2|glassllm|gemma3] [--wikitext FILE]
 
