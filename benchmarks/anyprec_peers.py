@@ -185,6 +185,7 @@ def main() -> None:
         subject = MODELS[arguments.model](arguments.data, arguments.scratch)
     except PeerError as error:
         raise SystemExit(f"error: {error}") from None
+    arguments.sequence_length = min(arguments.sequence_length, subject.model.config.max_position_embeddings)
     rows = measure(subject, arguments)
     print_table(rows)
     results = former_results() | {arguments.model: {**environment(), "arguments": _said(arguments), "rows": rows}}
@@ -194,7 +195,7 @@ def main() -> None:
 
 def measure(subject: Subject, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for every method and setting."""
-    model, length = subject.model, min(arguments.sequence_length, subject.model.config.max_position_embeddings)
+    model, length = subject.model, arguments.sequence_length
     texts = {
         name: tokenized(model, read_text(file))[: arguments.tokens]
         for name, file in evaluation_texts(arguments.data, arguments.wikitext).items()

@@ -45,10 +45,10 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
 
 
 def curve(rows: list[dict[str, Any]], method: str, text: str) -> list[tuple[float, float]]:
-    """(bits read, KL) of a method, by bits; points without a divergence that a logarithm takes are left out."""
+    """(bits read, KL) of a method, by bits; left out is what has no divergence that a logarithm takes, and what reads more than float16."""
     own = [
         (row["bits_read"], row["texts"][text]["kl"])
         for row in rows
-        if row["method"] == method and text in row["texts"] and row["texts"][text]["kl"] > 0
+        if row["method"] == method and row["bits_read"] <= 16 and row["texts"].get(text, {"kl": 0})["kl"] > 0
     ]
     return sorted(own)

@@ -105,10 +105,10 @@ def test_a_run_goes_on_where_it_stopped_if_it_is_the_same(tmp_path: Path) -> Non
     assert Progress(file, ["commit", {"tokens": 8}]).rows == {}
 
 
-def test_a_curve_goes_by_bits_and_leaves_out_what_has_no_logarithm() -> None:
+def test_a_curve_goes_by_bits_and_leaves_out_what_has_no_logarithm_or_reads_more_than_float16() -> None:
     rows = [
         {"method": method, "bits_read": bits, "texts": {"a": {"kl": kl}}}
-        for method, bits, kl in (("x", 5.0, 0.1), ("x", 4.0, 0.3), ("y", 4.5, 0.2), ("x", 9.0, 0.0))
+        for method, bits, kl in (("x", 5.0, 0.1), ("x", 4.0, 0.3), ("y", 4.5, 0.2), ("x", 9.0, 0.0), ("x", 17.0, 0.01))
     ]
     assert curve(rows, "x", "a") == [(4.0, 0.3), (5.0, 0.1)]
     assert curve(rows, "x", "b") == []
