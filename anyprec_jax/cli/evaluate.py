@@ -80,8 +80,10 @@ def _numbers(texts: list[str]) -> list[int | float]:
 
 
 def _print_evaluation(report: dict[str, Any]) -> None:
-    columns = ("precision", "bits per weight read", "perplexity", "KL (nats/token)", "top-1")
-    table = Table(*columns, title=f"{report['tokens']:,} tokens")
+    table = Table(title=f"{report['tokens']:,} tokens")
+    table.add_column("precision", no_wrap=True)  # at 80 columns it is a header that becomes two lines
+    for column in ("bits per weight read", "perplexity", "KL (nats/token)", "top-1"):
+        table.add_column(column)
     for row in report["results"]:
         kl = "-" if row["kl"] is None else f"{row['kl']:.5f}"
         top1 = "-" if row["top1"] is None else f"{row['top1']:.1%}"
