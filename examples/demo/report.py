@@ -18,7 +18,7 @@ code { font-size: .9em; overflow-wrap: anywhere; }
   linear-gradient(90deg, var(--edge), transparent) left / .6rem 100% no-repeat scroll,
   linear-gradient(270deg, var(--edge), transparent) right / .6rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: pre; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: pre-wrap; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.5rem 0; } figure svg { display: block; width: 100%; height: auto; background: #fff; border-radius: .4rem; }
 figcaption, .note { color: var(--quiet); font-size: .9rem; }
@@ -44,9 +44,14 @@ class TableBlock:
     def to_html(self) -> str:
         """The block as HTML."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return f'<p class="note">{_prose(self.look_at)}</p><div class="scroll" tabindex="0">{table}</div>'
+
+
+def _cell(text: str) -> str:
+    """A number stays beside its unit."""
+    return re.sub(r"(?<=\d) (?=[A-Za-z%])", "\N{NO-BREAK SPACE}", html.escape(text))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

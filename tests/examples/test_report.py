@@ -30,12 +30,19 @@ def test_what_comes_from_elsewhere_is_escaped(tmp_path: Path) -> None:
     for escaped in (
         "A &amp; B",
         "1 &lt; 2",
-        "&lt;1 MB",
+        "&lt;1\u00a0MB",
         "sizes &amp; bits",
         "&lt;script&gt;alert(1)",
         "a &quot;line&quot;",
     ):
         assert escaped in html
+
+
+def test_a_number_stays_beside_its_unit() -> None:
+    """Whatever else of a cell is broken on a narrow screen."""
+    table = TableBlock(header=["size"], rows=[["42 MB"], ["+0.00 %"], ["10,324 (8.8%)"], ["a 'b'"]], look_at="")
+    cells = re.findall("<td>(.*?)</td>", table.to_html())
+    assert cells == ["42\u00a0MB", "+0.00\u00a0%", "10,324 (8.8%)", "a &#x27;b&#x27;"]
 
 
 def test_nothing_but_the_page_is_left(tmp_path: Path) -> None:
