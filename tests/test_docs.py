@@ -148,6 +148,12 @@ def test_a_new_benchmark_a_new_record_and_a_stray_one_show_up(tmp_path: Path) ->
     assert f"{99 - pages.MAX_ROWS} more of 99 entries" in page
 
 
+def test_a_record_belongs_to_the_longest_name_it_begins_with() -> None:
+    owner = hook("benchmark_pages")._owner
+    assert owner("sky_at_noon", ["sky", "sky_at"]) == owner("sky_at_noon", ["sky_at", "sky"]) == "sky_at"
+    assert owner("skylark", ["sky"]) is None and owner("sky", ["sky", "sky_at"]) == "sky"
+
+
 def test_records_are_in_the_menu_and_figures_on_their_pages() -> None:
     pages = hook("benchmark_pages")
     config = SimpleNamespace(nav=[{"Start": "index.md"}, {"Benchmarks": "benchmarks.md"}])

@@ -29,6 +29,9 @@ def test_layers_lie_over_each_other() -> None:
     assert not [*faults_of_text(text | {"backgrounds": ["rgba(0, 0, 0, 0)", "rgb(255, 255, 255)"]}, BLACK)]
     (fault,) = faults_of_text(text | {"backgrounds": ["rgba(0, 0, 0, 0.9)", "rgb(255, 255, 255)"]}, WHITE)
     assert "contrast" in fault
+    for grey, faults in ((0x76, 0), (0x77, 1)):  # either side of WCAG's 4.5
+        shade = f"rgb({grey}, {grey}, {grey})"
+        assert len([*faults_of_text(text | {"color": shade, "backgrounds": []}, WHITE)]) == faults
     (fault,) = faults_of_text(text | {"pixels": 8.0, "backgrounds": []}, WHITE)
     assert "8.0 pixels" in fault
 
