@@ -180,4 +180,9 @@ def _as_written(docstring: str) -> str:
 
 if __name__ == "__main__":
     chosen = [record for record in all_records() if record.stem in sys.argv[1:]]
+    if unknown := set(sys.argv[1:]) - {record.stem for record in chosen}:
+        sys.stderr.write(
+            f"error: no record is called {sorted(unknown)[0]}: {', '.join(r.stem for r in all_records())}\n"
+        )
+        sys.exit(2)
     sys.stdout.write("\n".join([page(record) for record in chosen] or [overview() + "\n"]))

@@ -18,7 +18,7 @@ PRECISIONS = (3, 4, 8)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Writes the artefact and prints a line for each precision."""
+    """Writes the artefact and prints a line for each precision; exit status 2, with the reason, for a wrong file or destination."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path, help="UTF-8; some thousand words of what the model will read")
@@ -29,7 +29,14 @@ def main(arguments: list[str] | None = None) -> None:
         "--length", type=int, default=128, help="tokens in a window, and in a scored chunk (default: 128)"
     )
     options = parser.parse_args(arguments)
+    try:
+        quantize_and_score(options)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
 
+
+def quantize_and_score(options: argparse.Namespace) -> None:
+    """All of it."""
     text = options.text.read_text(encoding="utf-8")
     cut = len(text) * 3 // 4
     config = QuantizeConfig(seed_precision=min(PRECISIONS), parent_precision=max(PRECISIONS))

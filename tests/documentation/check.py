@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true", help="also what every step prints")
     options = parser.parse_args(arguments)
     chosen = [page.resolve() for page in options.pages] or pages()
+    if missing := [page for page in chosen if not page.is_file()]:
+        return _report([f"{missing[0]} is missing: name a Markdown file, or none for all pages"])
     if failures := list(unchecked(pages())):
         return _report(failures)
     if not (options.data / ".complete").exists():

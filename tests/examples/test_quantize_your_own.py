@@ -40,6 +40,18 @@ def test_a_model_and_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFi
         )  # 4 decimals
 
 
+def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing is written."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    for model, text, complaint in (("model", "no.txt", "no.txt"), ("no-model", "text.txt", "no-model")):
+        with pytest.raises(SystemExit) as ended:
+            quantize_your_own.main([str(tmp_path / name) for name in (model, text, "artefact")])
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and complaint in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
 def kl_of_last_quarter(model: Path, artefact: Path, text: str, precision: int) -> float:
     """Chunk by chunk, the mean over all places whose next token is in the chunk."""
     theirs, ours = load(model), load(artefact)
