@@ -20,7 +20,8 @@ weights = jax.random.normal(jax.random.key(0), (64, 128))
 array = quantize(weights, jnp.ones_like(weights), QuantizeConfig(seed_precision=3, parent_precision=4))
 x = jax.random.normal(jax.random.key(1), (2, 128))
 wanted = np.asarray(x, np.float64) @ np.asarray(dequantize(array, precision=4), np.float64).T
-np.testing.assert_allclose(matmul(x, array, precision=4), wanted, rtol=1e-4, atol=1e-4)
+error = np.linalg.norm(np.asarray(matmul(x, array, precision=4), np.float64) - wanted) / np.linalg.norm(wanted)
+assert error < 5e-4, error  # what `ops.cpu.matmul` says of its default arithmetic
 print(cpu.why_unavailable())
 """
 
