@@ -4,18 +4,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import typer
-from rich.table import Table
 
+from a3_jax.cli.babi import babi_report, print_babi
 from a3_jax.cli.configuration import read_hardware
 from a3_jax.cli.decode import print_steps, steps_report
 from a3_jax.cli.evaluation import AsJson, HardwareFile
 from a3_jax.cli.files import to_json
 from a3_jax.cli.retrieval import ArithmeticName, print_retrieval, retrieval_report
 from a3_jax.cli.simulation import count_of
-from a3_jax.cli.text import result_console, si
-from bandwise_commands.errors import messages, reporting_errors
+from bandwise_commands.errors import reporting_errors
 
 
 @reporting_errors
@@ -89,68 +87,30 @@ def evaluate(
     of_babi = {"--parameters": parameters, "--linear-epochs": linear_epochs, "--epochs": epochs}
     of_retrieval = {"--passages": passages, "--arithmetic": arithmetic, "--f": f}
     of_decode = {"--sinks": sinks or None, "--window": window, "--top": top}
-    if workload == "decode":
-        _refuse(workload, of_babi | of_retrieval | {"--seed": seed})
-        found = steps_report(
-            data,
-            iterations=share_of(m),
-            threshold_percent=t,
-            sinks=sinks or None,
-            window=0 if window is None else window,
-            top=5 if top is None else top,
-            hardware=read_hardware(hardware),
-        )
-        if as_json:
-            sys.stdout.write(to_json(found))
-        else:
-            print_steps(found)
-        return
-    _refuse(workload, of_decode)
-    seed = 0 if seed is None else seed
-    if workload == "retrieval":
-        _refuse(workload, of_babi)
-        found = retrieval_report(
-            Path(".cache/data") if data is None else data,
-            iterations=share_of(m),
-            threshold_percent=t,
-            arithmetic="float" if arithmetic is None else arithmetic,
-            fraction_bits=4 if f is None else f,
-            num_passages=200 if passages is None else passages,
-            seed=seed,
-            hardware=read_hardware(hardware),
-        )
-        if as_json:
-            sys.stdout.write(to_json(found))
-        else:
-            print_retrieval(found)
-        return
-    _refuse(workload, of_retrieval)
-    # JAX and flax take seconds to load, which the other commands do without.
-    from a3_jax.workloads.memory_evaluation import ROW_COUNTS, Setting
-    from a3_jax.workloads.memory_report import paper_settings
-    from a3_jax.workloads.memory_run import run
-    from a3_jax.workloads.memory_training import TrainingConfig
-
-    accelerator = read_hardware(hardware)
-    settings = paper_settings()
-    if m is not None or t is not None:
-        chosen = [Setting(share_of(m), t, rows) for rows in (ROW_COUNTS if m is not None else ROW_COUNTS[:1])]
-        settings = [Setting(None, None), *chosen]
-    config = TrainingConfig(
-        linear_epochs=30 if linear_epochs is None else linear_epochs, epochs=60 if epochs is None else epochs
-    )
-
-    def tell(epoch: Any) -> None:
-        messages.print(
-            f"epoch {epoch.number} of {config.linear_epochs + config.epochs}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.3f}",
-            markup=False,
-        )
-
-    report = run(data, settings, config, accelerator, seed=seed, file=parameters, on_epoch=tell)
+    common = {"iterations": share_of(m), "threshold_percent": t, "hardware": read_hardware(hardware)}
+    match workload:
+        case "babi":
+            _refuse(workload, of_retrieval | of_decode)
+            training = _given(linear_epochs=linear_epochs, epochs=epochs)
+            show, found = print_babi, babi_report(data, **common, **training, seed=seed or 0, parameters=parameters)
+        case "retrieval":
+            _refuse(workload, of_babi | of_decode)
+            chosen = _given(arithmetic=arithmetic, fraction_bits=f, num_passages=passages)
+            folder = Path(".cache/data") if data is None else data
+            show, found = print_retrieval, retrieval_report(folder, **common, **chosen, seed=seed or 0)
+        case "decode":
+            _refuse(workload, of_babi | of_retrieval | {"--seed": seed})
+            chosen = _given(sinks=sinks or None, window=window, top=top)
+            show, found = print_steps, steps_report(data, **common, **chosen)
     if as_json:
-        sys.stdout.write(to_json(report))
+        sys.stdout.write(to_json(found))
     else:
-        _print(report)
+        show(found)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given: a report's own defaults hold for the others."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _refuse(workload: str, options: dict[str, Any]) -> None:
@@ -172,59 +132,3 @@ def share_of(text: str | None) -> int | float | None:
     if value != int(value) or value < 1:
         raise ValueError(f"M should be a whole number of at least 1, or a fraction such as n/2, got {text}")
     return int(value)
-
-
-def _print(report: dict[str, Any]) -> None:
-    console = result_console()
-    console.print(
-        f"{report['data']}: {report['questions']['training']} questions trained on (seed {report['seed']}), "
-        f"{report['questions']['test']} asked, {report['hops']} queries each; mean n of {_means(report)}",
-        markup=False,
-    )
-    table = Table(box=None, pad_edge=False)
-    for name in (
-        "n",
-        "M",
-        "T",
-        "accuracy",
-        "loss",
-        "C/n",
-        "K/n",
-        "top 2",
-        "cycles",
-        "energy",
-        "bytes",
-        "base: cycles",
-        "energy",
-        "bytes",
-    ):
-        table.add_column(name, justify="left" if name == "n" else "right")
-    for row in report["settings"]:
-        table.add_row(
-            row["rows"],
-            _iterations(row),
-            "" if row["T"] is None else f"{row['T']:g} %",
-            *(f"{row[name]:.4f}" for name in ("accuracy", "loss")),
-            *(f"{row[name]:.3f}" for name in ("candidate_fraction", "kept_fraction", "top_2_kept")),
-            *_costs(row),
-            *_costs(row["base"]),
-        )
-    console.print(table)
-    by_task = report["settings"][0]["accuracy_by_task"]
-    console.print(
-        "exact, by task: " + ", ".join(f"{task} {value:.3f}" for task, value in by_task.items()), markup=False
-    )
-
-
-def _means(report: dict[str, Any]) -> str:
-    return ", ".join(f"{rows} {counts['mean']:.1f}" for rows, counts in report["n"].items())
-
-
-def _iterations(row: dict[str, Any]) -> str:
-    if row["M_over_n"] is not None:
-        return f"{row['M_over_n']:g} n"
-    return f"{row['M']:g}" if row["M"] else ""
-
-
-def _costs(row: dict[str, Any]) -> tuple[str, str, str]:
-    return f"{row['cycles']:.4g}", si(row["joules"], "J"), f"{np.round(row['bytes']):g}"
