@@ -124,9 +124,9 @@ bench-attention: $(VENV)/bench.installed
 bench-a3-native: $(VENV)/bench.installed  ## A3 in C++ beside exact attention in C++, over 8k to 128k keys (4 GB of memory)
 	$(BIN)/python -m benchmarks.a3_native
 
-bench-a3: bench-babi bench-retrieval bench-a3-decode bench-a3-bytes  ## A3 on all its workloads: tables and figures (most of an hour)
+bench-a3: bench-babi bench-retrieval bench-a3-decode bench-a3-bytes  ## A3 on all its workloads: tables and figures (50 minutes)
 
-bench-babi: $(VENV)/bench.installed  ## A3 on the paper's task, accuracy and cost (BABI=folder of bAbI's en-valid; half an hour, minutes with networks kept)
+bench-babi: $(VENV)/bench.installed  ## A3 on the paper's task, accuracy and cost (BABI=folder of bAbI's en-valid; ten minutes, two with networks kept)
 	$(BIN)/python -m benchmarks.a3_workloads --babi $(BABI) --parameters .cache/a3
 
 bench-retrieval: $(VENV)/bench.installed .cache/data/.encoder  ## retrieval by a sentence encoder with A3 inside: exact and the paper's two settings (RETRIEVAL='--sweep --quantised' for many more)
