@@ -20,3 +20,5 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    # Every program that is kept costs more than a megabyte, and those that come after it take up to twice as long to compile.
+    jax.clear_caches()

@@ -95,7 +95,7 @@ def assembled(
     for name, parts in fused_groups(matrices).items():
         matrix = matrices[parts[0]]
         if matrix.is_affine:
-            params[name] = AffineArray(**{leaf: jnp.asarray(leaves.pop(f"{name}/{leaf}")) for leaf in AFFINE_LEAVES})
+            params[name] = AffineArray(**{leaf: jax.device_put(leaves.pop(f"{name}/{leaf}")) for leaf in AFFINE_LEAVES})
             affine.validate(params[name])
             continue
         params[name] = _ready(
@@ -108,10 +108,9 @@ def assembled(
             )
         )
         if f"{parts[0]}_bias" in leaves and len(parts) > 1:
-            params[f"{name}_bias"] = jnp.asarray(
-                np.concatenate([leaves.pop(f"{part}_bias") for part in parts], axis=-1), dtype
-            )
-    params |= {name: jnp.asarray(leaf, dtype) for name, leaf in leaves.items()}
+            leaves[f"{name}_bias"] = np.concatenate([leaves.pop(f"{part}_bias") for part in parts], axis=-1)
+    # Not `jnp.asarray`, which compiles a program for every shape.
+    params |= {name: jax.device_put(np.asarray(leaf, dtype)) for name, leaf in leaves.items()}
     return nested(params)
 
 
@@ -157,7 +156,7 @@ def _joined_codebooks(
 
 
 def _joined(parts: Sequence[np.ndarray], axis: int) -> jax.Array:
-    return jnp.asarray(np.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0])
+    return jax.device_put(np.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0])
 
 
 def _ready(stack: AnyPrecArray) -> Matrix:

@@ -1,5 +1,6 @@
 """Peak memory of the command, measured in a process of its own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,10 @@ sys.exit(status)
 
 def peak_bytes(*arguments: str) -> int:
     """The most memory that `anyprec ARGUMENTS` had resident, in bytes. Linux only."""
-    done = subprocess.run([sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False)
+    # One heap: with a heap for every thread, what was freed in one is not found by another, and the peak depends on who was first.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", _PROGRAM, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     peak = re.search(r"peak (\d+)", done.stdout)
     assert peak is not None

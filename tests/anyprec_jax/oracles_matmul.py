@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,8 +38,8 @@ def example(
             bit = (codes[..., column] >> (parent - 1 - plane)) & 1
             bitplanes[..., plane, :, column // 32] |= bit.astype(np.uint32) << np.uint32(column % 32)
     array = AnyPrecArray(
-        bitplanes=jnp.asarray(bitplanes),
-        codebooks={w: jnp.asarray(codebook) for w, codebook in codebooks.items()},
+        bitplanes=jax.device_put(bitplanes),
+        codebooks={w: jax.device_put(codebook) for w, codebook in codebooks.items()},
         seed_precision=seed,
         parent_precision=parent,
         k=k,
@@ -47,8 +48,8 @@ def example(
 
 
 def normal(*shape: int, dtype=jnp.float32, seed: int = 0) -> jnp.ndarray:
-    """Standard normal; from NumPy, which has nothing to compile for every shape."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+    """Standard normal; from NumPy, and put on the device as it is: nothing is compiled for every shape."""
+    return jax.device_put(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
 
 
 # What `ops.cpu.matmul` and `prefill` ("bfloat16") promise: the relative L2 error of the product against float64.
@@ -58,7 +59,7 @@ RELATIVE_ERRORS = {"exact": 2e-6, "int16": 5e-4, "int8": 3e-2, "bfloat16": 5e-3}
 def with_outliers(*shape: int, dtype=jnp.float32, seed: int = 0) -> jnp.ndarray:
     """Standard normal, one channel in 97 twelve times as large: what activations of language models look like."""
     channels = np.where(np.arange(shape[-1]) % 97 == 5, 12.0, 1.0)
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape) * channels, dtype)
+    return jax.device_put((np.random.default_rng(seed).standard_normal(shape) * channels).astype(dtype))
 
 
 def relative_error(actual, x, weights: np.ndarray) -> float:

@@ -102,7 +102,7 @@ def random_model(name: str) -> Model:
     for path, shape in parameter_shapes(config).items():
         parameter = path.removeprefix(LAYERS)
         center = 1.0 if parameter.endswith("norm") else 0.0
-        leaf: Any = jnp.asarray(center + rng.normal(scale=0.2, size=shape).astype(np.float32))
+        leaf: Any = jax.device_put((center + rng.normal(scale=0.2, size=shape)).astype(np.float32))
         if parameter in LINEARS:
             leaf = random_matrix(rng, shape)
         (params["layers"] if path.startswith(LAYERS) else params)[parameter] = leaf
@@ -114,8 +114,8 @@ def random_matrix(rng: np.random.Generator, shape: tuple[int, ...]) -> AnyPrecAr
     *lead, n, k = shape
     books = {w: np.sort(rng.normal(scale=k**-0.5, size=(*lead, n, 2**w)), axis=-1) for w in (2, 3, 4)}
     return AnyPrecArray(
-        bitplanes=jnp.asarray(rng.integers(0, 2**32, (*lead, 4, n, k // 32), np.uint32)),
-        codebooks={w: jnp.asarray(book, jnp.float16) for w, book in books.items()},
+        bitplanes=jax.device_put(rng.integers(0, 2**32, (*lead, 4, n, k // 32), np.uint32)),
+        codebooks={w: jax.device_put(book.astype(np.float16)) for w, book in books.items()},
         seed_precision=2,
         parent_precision=4,
         k=k,

@@ -228,16 +228,16 @@ class TestDispatch:
     @pytest.mark.parametrize("has_unit", [True, False])
     def test_many_rows_go_through_a_matrix_unit_where_there_is_one(self, monkeypatch, has_unit):
         monkeypatch.setattr(cpu, "has_matrix_unit", lambda: has_unit)
+        rows, k = MAX_DECODE_ROWS + 1, MIN_MATRIX_UNIT_COLUMNS
+        arrays = {width: example(np.random.default_rng(0), 8, width).array for width in (k - 1, k)}
         jax.clear_caches()  # the answer is asked for while tracing
 
         def uses_unit(rows, k, **options):
-            array, _ = example(np.random.default_rng(0), 8, k)
             f = jax.jit(lambda x, array: matmul(x, array, precision=4, **options))
-            lowered = f.lower(normal(rows, k), array).as_text()
+            lowered = f.lower(normal(rows, k), arrays[k]).as_text()
             assert ("anyprec_prefill" in lowered) + ("anyprec_dequantize" in lowered) + (cpu.TARGET in lowered) == 1
             return "anyprec_prefill" in lowered
 
-        rows, k = MAX_DECODE_ROWS + 1, MIN_MATRIX_UNIT_COLUMNS
         try:
             assert uses_unit(rows, k) == has_unit
             assert uses_unit(rows, k, isa="avx512") == has_unit

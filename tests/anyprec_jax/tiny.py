@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
@@ -52,7 +52,7 @@ def tiny_model(seed: int = 0, **changes: Any) -> Model:
     params: dict[str, Any] = {"layers": {}}
     for path, shape in parameter_shapes(config).items():
         center = 1.0 if path.endswith("norm") else 0.0
-        values = jnp.asarray(center + rng.normal(scale=0.15, size=shape).astype(np.float32))
+        values = jax.device_put((center + rng.normal(scale=0.15, size=shape)).astype(np.float32))
         *_, name = path.split("/")
         (params["layers"] if path.startswith("layers/") else params)[name] = values
     return Model(config=config, params=params, tokenizer=byte_tokenizer())
@@ -68,8 +68,8 @@ def quantized_tiny_model(seed: int = 0, **changes: Any) -> Model:
         planes[..., -1] &= np.uint32(2 ** (k % 32 or 32) - 1)
         books = {w: np.sort(rng.normal(scale=0.15, size=(num_layers, n, 2**w)), axis=-1) for w in (2, 3, 4)}
         layers[name] = AnyPrecArray(
-            bitplanes=jnp.asarray(planes),
-            codebooks={w: jnp.asarray(book, jnp.float16) for w, book in books.items()},
+            bitplanes=jax.device_put(planes),
+            codebooks={w: jax.device_put(book.astype(np.float16)) for w, book in books.items()},
             seed_precision=2,
             parent_precision=4,
             k=k,
