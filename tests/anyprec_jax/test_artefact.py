@@ -21,6 +21,7 @@ from anyprec_jax.model_quantization import quantize_model
 from anyprec_jax.models.decoder import LINEARS, forward
 from anyprec_jax.models.fusion import unfused
 from anyprec_jax.models.model import dequantized, with_affine_head
+from tests.anyprec_jax.damage import damage_arrays
 from tests.anyprec_jax.tiny import save_tiny_model, tiny_config
 
 CONFIG = QuantizeConfig(seed_precision=2, parent_precision=5)
@@ -112,13 +113,6 @@ def truncate_largest(folder: Path) -> None:
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
 
 
-def flip_a_bit(folder: Path) -> None:
-    largest = max((f for f in (folder / "checkpoint").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(bytes(content))
-
-
 def edit_manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         document = json.loads((folder / "manifest.json").read_text())
@@ -136,7 +130,7 @@ def huge(document: dict) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncate_largest, "damaged"),
-    "a bit flipped": (flip_a_bit, "damaged"),
+    "bits flipped": (damage_arrays, "damaged"),
     "no checkpoint": (lambda folder: shutil.rmtree(folder / "checkpoint"), "damaged or incomplete"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
     "config of another model": (

@@ -28,6 +28,7 @@ from anyprec_jax.models.fusion import LINEARS, unfused
 from anyprec_jax.models.model import dequantized, with_affine_head
 from anyprec_jax.models.precision_map import PrecisionMap
 from anyprec_jax.ops import dequantize
+from tests.anyprec_jax.damage import damage_arrays
 from tests.anyprec_jax.tiny import quantized_tiny_model, tiny_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "orbax_export.py"
@@ -228,7 +229,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "plain, cut short": ("plain", lambda p: largest_of(p).write_bytes(largest_of(p).read_bytes()[:-9]), "not a whole"),
     "plain, missing": ("plain", lambda p: (p / "model.safetensors").unlink(), "no weights"),
     "upstream, a bit": ("upstream", lambda p: flip(p / "pytorch_model.bin"), "does not match its checksum"),
-    "artefact, a bit": ("artefact", lambda p: flip(largest_of(p / "checkpoint")), "damaged"),
+    "artefact, bits": ("artefact", damage_arrays, "damaged"),
     "artefact, a checksum": ("artefact", changed_checksum, "layers/o_proj/bitplanes/1 does not match its checksum"),
     "record of another file": ("plain", changed_record(lambda r: r["files"].update(a={"nbytes": 1, "sha256": ""})), "a is missing"),
     "record that leads outside": (
