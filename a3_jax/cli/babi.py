@@ -62,6 +62,7 @@ def _settings(iterations: int | float | None, threshold_percent: float | None) -
 
 
 def print_babi(report: dict[str, Any]) -> None:
+    """A line a setting, and exact attention's accuracy by task."""
     console = result_console()
     console.print(
         f"{report['data']}: {report['questions']['training']} questions trained on (seed {report['seed']}), "

@@ -90,7 +90,10 @@ def _parts(parameter: str, leaf: Any, wanted: Sequence[int]) -> dict[str, np.nda
 def assembled(
     leaves: dict[str, np.ndarray], matrices: Mapping[str, MatrixEntry], wanted: Sequence[int], dtype: Any
 ) -> dict[str, Any]:
-    """Puts leaves back together, consuming them: each is released once it is in its matrix, and only one matrix is doubled."""
+    """Puts leaves back together, consuming them: each is released once it is in its matrix, and only one matrix is doubled.
+
+    On a CPU JAX takes over their memory where it can, without a copy: nobody else may write into it.
+    """
     params: dict[str, Any] = {}
     for name, parts in fused_groups(matrices).items():
         matrix = matrices[parts[0]]

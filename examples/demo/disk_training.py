@@ -79,6 +79,7 @@ def train(dataset: Dataset, opened: OpenedLoader, recipe: Recipe, trace: Trace) 
     started, model, split = time.monotonic(), build_model(recipe.model), opened.split
 
     def score(params: object, nodes: np.ndarray) -> float:
+        """The share of the nodes whose class is found, layer by layer over the whole graph."""
         outputs = infer(
             model,
             params,

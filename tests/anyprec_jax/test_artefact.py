@@ -14,6 +14,7 @@ import pytest
 from anyprec_jax.affine import dequantize_affine
 from anyprec_jax.array import AnyPrecArray, validate
 from anyprec_jax.checkpoint import load, manifest, save
+from anyprec_jax.checkpoint.orbax import load_artefact
 from anyprec_jax.checkpoint.tree import narrowest_dtype
 from anyprec_jax.config import QuantizeConfig
 from anyprec_jax.inspection import inspect
@@ -303,6 +304,16 @@ def test_saving_over_something_keeps_it(artefact: Path, tmp_path: Path) -> None:
 
 def test_unquantized_leaves_come_back_in_float32(artefact: Path) -> None:
     assert load(artefact).params["final_norm"].dtype == jnp.float32
+
+
+def test_unquantized_leaves_come_in_the_dtype_that_is_asked_for(artefact: Path) -> None:
+    wide, narrow = load(artefact).params, load_artefact(artefact, dtype=jnp.bfloat16).params
+    for wanted, got in (
+        (wide["final_norm"], narrow["final_norm"]),
+        (wide["layers"]["qkv_proj_bias"], narrow["layers"]["qkv_proj_bias"]),
+    ):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(got, np.asarray(wanted).astype(jnp.bfloat16))
 
 
 def test_an_artefact_holds_the_seven_linears_and_memory_the_fused(artefact: Path) -> None:
