@@ -1,4 +1,4 @@
-"""Threads in a row, with bounded queues between them: one that fails stops them all, and its exception reaches the reader at the end."""
+"""Threads in a row, with bounded queues between them: one that fails stops them all, and its exception reaches the reader."""
 
 import collections
 import contextlib
@@ -134,18 +134,21 @@ class Channel(Generic[Item]):
         times.items += 1
 
     def take(self, times: StageTimes, give_up: Callable[[], None] = lambda: None) -> Item:
-        """Waits for an item; raises EOFError at the end. `give_up` may raise, when waiting is in vain."""
+        """Waits for an item; raises EOFError at the end. `give_up` may raise, when waiting is in vain.
+
+        What a stopped line has left is not handed out: its memory may be in other hands by now.
+        """
         start = time.perf_counter()
         try:
             with self._changed:
-                while not self._items:
+                while self._items or not self._closed:
                     self._check()
-                    if self._closed:
-                        raise EOFError
+                    if self._items:
+                        self._changed.notify_all()
+                        return self._items.popleft()
                     give_up()
                     self._changed.wait()
-                self._changed.notify_all()
-                return self._items.popleft()
+                raise EOFError
         finally:
             times.starved += time.perf_counter() - start
 

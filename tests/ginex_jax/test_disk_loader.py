@@ -1,6 +1,7 @@
 """The pipeline yields what the synchronous twin yields, reads what was planned, and survives bad days."""
 
 import threading
+import time
 import traceback
 
 import jax
@@ -206,6 +207,26 @@ def test_leaving_in_the_middle_ends_all_threads() -> None:
     assert_no_threads()
     with pytest.raises(ValueError, match="closed"):
         next(stream)
+
+
+def test_what_is_ready_when_a_stream_is_closed_is_not_handed_out() -> None:
+    stream = disk_loader().stream(0, 1000)
+    deadline = time.monotonic() + 60
+    while not stream.report.stages["assemble"].items and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert stream.report.stages["assemble"].items == 1
+    stream.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(stream)
+
+
+def test_an_end_stays_an_end() -> None:
+    stream = disk_loader().stream(0, 2)
+    for loaded in stream:
+        loaded.release()
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(stream)
 
 
 def test_a_ring_that_is_too_small_says_so() -> None:
