@@ -49,7 +49,7 @@ def run(commands: Sequence[Sequence[str]], num_devices: int) -> None:
     environment = {
         **os.environ,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}",
     }
     program = [sys.executable, "-m", "tests.anyprec_jax.split_process"]
     processes = [

@@ -33,7 +33,8 @@ def single() -> dict[str, np.ndarray]:
 
 def run_all(folder: Path, num_processes: int, devices_each: int) -> list[dict[str, np.ndarray]]:
     """What the processes wrote."""
-    environment = {**os.environ, **QUICK, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices_each}"
+    environment = {**os.environ, **QUICK, "XLA_FLAGS": flags}
     coordinator = []
     if num_processes > 1:
         with socket.socket() as found:
