@@ -45,8 +45,8 @@ test-native: $(VENV)/bench.installed  ## the C++ kernels alone, under AddressSan
 	build/sanitize/product_test
 	build/sanitize/a3_test
 
-test-all: $(VENV)/test.installed  ## the test suite with the slow tests
-	$(BIN)/python -m pytest $(PYTEST_WORKERS) --durations=20 -m "not gpu and not installs"
+test-all: $(VENV)/test.installed  ## the test suite with the slow tests, with the emitters that XLA uses by default
+	XLA_FLAGS= $(BIN)/python -m pytest $(PYTEST_WORKERS) --durations=20 -m "not gpu and not installs"
 
 check-package: $(VENV)/test.installed  ## build the wheel, install it into empty environments, with each extra and without a compiler (minutes)
 	$(BIN)/python -m pytest -m installs tests/test_installation.py
