@@ -20,7 +20,7 @@ from anyprec_jax.checkpoint.formats import export
 from anyprec_jax.cli.progress import progress_bars
 from anyprec_jax.evaluate import perplexity
 from bandwise_commands import interrupts
-from tests.anyprec_jax import test_gguf
+from tests.anyprec_jax import gguf_files
 from tests.anyprec_jax.tiny import TEXT, save_tiny_model
 
 COMMANDS = ("quantize", "inspect", "evaluate", "generate", "export")
@@ -220,8 +220,8 @@ def break_copies(inputs: Path) -> None:
     flipped[-1] ^= 1
     (inputs / "flipped" / "model.safetensors").write_bytes(flipped)
     (inputs / "mute" / "tokenizer.json").unlink()
-    test_gguf.tiny(inputs / "type.gguf")
-    test_gguf.patched(inputs / "type.gguf", b"output_norm.weight", 4 + 8, (222).to_bytes(4, "little"))
+    gguf_files.tiny(inputs / "type.gguf")
+    gguf_files.patched(inputs / "type.gguf", b"output_norm.weight", 4 + 8, (222).to_bytes(4, "little"))
 
 
 MISTAKES = {

@@ -17,7 +17,7 @@ from anyprec_jax.checkpoint import load, save
 from anyprec_jax.checkpoint.formats import export, open_source
 from anyprec_jax.inspection import inspect
 from anyprec_jax.models.model import with_affine_head
-from tests.anyprec_jax import test_gguf
+from tests.anyprec_jax import gguf_files
 from tests.anyprec_jax.tiny import quantized_tiny_model
 
 SIZES: dict[str, int] = {"hidden_size": 64, "intermediate_size": 96, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
@@ -83,7 +83,7 @@ def test_bytes_in_memory_are_those_of_a_load(name: str, folder: Path) -> None:
 
 
 def test_a_gguf_file(tmp_path: Path) -> None:
-    report = inspect(test_gguf.tiny(tmp_path / "model.gguf"))
+    report = inspect(gguf_files.tiny(tmp_path / "model.gguf"))
     assert report["format"] == "gguf" and report["family"] == "llama" and report["precisions"] == []
     weights = load(tmp_path / "model.gguf").params
     assert report["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(weights))
