@@ -6,13 +6,15 @@ Every method quantizes SmolLM2-135M from the same weights and what one backward 
 Union messages and half of WordNet's glosses, and goes through the same evaluation: the address of 2016 (in domain), and
 WikiText-2 where a file of it is given (out of domain). Everything is repeated with other windows, and the authors' algorithm with
 another random seed each time: means and ranges are shown. A difference of less than about 10 % of KL on one sample decides nothing.
+A sample is a quarter of an hour; `--go-on` adds to those of the record.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -23,10 +25,11 @@ from anyprec_jax.sensitivity import Sensitivity
 from benchmarks.quality_methods import Method, authors, best, fast, fast_by_column, quantized
 from benchmarks.quality_moments import measured_by_loss
 from benchmarks.quality_texts import calibration_texts, evaluation_texts, tokenized
-from benchmarks.timing import record
+from benchmarks.timing import RESULTS, environment, record
 from examples.demo.anyprec import MODEL
 
 UPSTREAM = "authors"  # what the others are compared with
+Results: TypeAlias = dict[str, list[dict[str, Any]]]  # by method, one entry for every sample
 METHODS: Mapping[str, Method] = {UPSTREAM: authors, "fast": fast, "fast, by column": fast_by_column, "best": best}
 
 
@@ -42,7 +45,14 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=4096, help="of each text to score")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--go-on", action="store_true", help="after the record's samples, if made with the same settings"
+    )
     arguments = parser.parse_args()
+    settings = {
+        name: value for name, value in vars(arguments).items() if not isinstance(value, Path) and name != "go_on"
+    }
+    results: Results = recorded(settings) if arguments.go_on else {name: [] for name in arguments.methods}
 
     model = load(arguments.data / MODEL)
     calibration = [tokenized(model, text) for text in calibration_texts(arguments.data).values()]
@@ -50,8 +60,7 @@ def main() -> None:
         name: tokenized(model, read_text(file))[: arguments.tokens]
         for name, file in evaluation_texts(arguments.data, arguments.wikitext).items()
     }
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.methods}
-    for sample in range(arguments.samples):
+    for sample in range(len(results[arguments.methods[0]]), arguments.samples):
         windows = mixed_windows(
             calibration,
             num_sequences=arguments.num_sequences,
@@ -64,10 +73,22 @@ def main() -> None:
             print(f"sample {sample}, {name}: {results[name][-1]['quantize_s']:.0f} s to quantize", flush=True)
         for text in texts:
             print_table(results, text)
-        settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
-        record(
-            "anyprec_quality", settings | {"samples": sample + 1}, results
-        )  # a run that is stopped keeps what it has
+        # A run that is stopped keeps what it has.
+        record("anyprec_quality", settings | {"samples": sample + 1}, results)
+
+
+def recorded(settings: Mapping[str, Any]) -> Results:
+    """The record's samples, each with the commit that it was made by."""
+    former = json.loads((RESULTS / "anyprec_quality.json").read_text(encoding="utf-8"))
+    differing = [
+        name for name, value in settings.items() if name != "samples" and former["arguments"].get(name) != value
+    ]
+    if differing:
+        raise SystemExit(f"error: the record has other settings: {', '.join(differing)}; leave out --go-on")
+    return {
+        name: [{"commit": former["commit"], **sample} for sample in samples]
+        for name, samples in former["results"].items()
+    }
 
 
 def score(
@@ -81,14 +102,15 @@ def score(
     """Quantizes every linear by `method`, and evaluates at every precision on every text."""
     started = time.perf_counter()
     subject = quantized(model, method, measured, sample=sample)
-    result: dict[str, Any] = {"sample": sample, "quantize_s": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    result: dict[str, Any] = {"sample": sample, "commit": environment()["commit"], "quantize_s": seconds}
     for text, tokens in texts.items():
         rows = evaluate(subject, tokens, reference=model, sequence_length=sequence_length)
         result[text] = [row._asdict() for row in rows]
     return result
 
 
-def print_table(results: Mapping[str, list[dict[str, Any]]], text: str) -> None:
+def print_table(results: Results, text: str) -> None:
     """KL of every method and precision, mean (lowest to highest), and its ratio to the authors' mean."""
     precisions = [row["precision"] for row in next(iter(results.values()))[0][text][1:]]
     print(f"\n{text}: KL in nats per token, mean over samples (lowest to highest), ratio to the authors'; perplexity")
