@@ -9,6 +9,7 @@ import pytest
 
 # Programs here are tiny, and compiling them is most of the time. XLA's newer emitters take more than twice as long for them as the older,
 # and so does dividing one among threads. Whoever sets XLA_FLAGS, to nothing even, has what it says; programs that tests start inherit it.
+# A jaxlib that does not know one of them any more says so and ends.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
