@@ -12,7 +12,7 @@ A sample is a quarter of an hour; `--go-on` adds to those of the record.
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -42,8 +42,8 @@ def main() -> None:
         "--samples", type=int, default=3, help="of calibration windows, and seeds of the authors' algorithm"
     )
     parser.add_argument("--num-sequences", type=int, default=100)
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=4096, help="of each text to score")
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=2048, help="of each text to score")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument(
         "--go-on", action="store_true", help="after the record's samples, if made with the same settings"
@@ -52,14 +52,12 @@ def main() -> None:
     settings = {
         name: value for name, value in vars(arguments).items() if not isinstance(value, Path) and name != "go_on"
     }
-    results: Results = recorded(settings) if arguments.go_on else {name: [] for name in arguments.methods}
+    files = evaluation_texts(arguments.data, arguments.wikitext)
+    results: Results = recorded(settings, files) if arguments.go_on else {name: [] for name in arguments.methods}
 
     model = load(arguments.data / MODEL)
     calibration = [tokenized(model, text) for text in calibration_texts(arguments.data).values()]
-    texts = {
-        name: tokenized(model, read_text(file))[: arguments.tokens]
-        for name, file in evaluation_texts(arguments.data, arguments.wikitext).items()
-    }
+    texts = {name: tokenized(model, read_text(file))[: arguments.tokens] for name, file in files.items()}
     for sample in range(len(results[arguments.methods[0]]), arguments.samples):
         windows = mixed_windows(
             calibration,
@@ -77,17 +75,26 @@ def main() -> None:
         record("anyprec_quality", settings | {"samples": sample + 1}, results)
 
 
-def recorded(settings: Mapping[str, Any]) -> Results:
-    """The record's samples, each with the commit that it was made by."""
-    former = json.loads((RESULTS / "anyprec_quality.json").read_text(encoding="utf-8"))
+def recorded(settings: Mapping[str, Any], texts: Collection[str]) -> Results:
+    """The record's samples, each with the commit that it was made by; an error if there are none, or others than these would be."""
+    path = RESULTS / "anyprec_quality.json"
+    if not path.exists():
+        raise SystemExit(f"error: there is no {path} to go on with; leave out --go-on")
+    former = json.loads(path.read_text(encoding="utf-8"))
     differing = [
         name for name, value in settings.items() if name != "samples" and former["arguments"].get(name) != value
     ]
     if differing:
         raise SystemExit(f"error: the record has other settings: {', '.join(differing)}; leave out --go-on")
+    samples = [sample for of_method in former["results"].values() for sample in of_method]
+    scored = {name for sample in samples for name, rows in sample.items() if isinstance(rows, list)}
+    if scored != set(texts):
+        raise SystemExit(
+            f"error: the record is of other texts: {', '.join(sorted(scored))}; give these, or leave out --go-on"
+        )
     return {
-        name: [{"commit": former["commit"], **sample} for sample in samples]
-        for name, samples in former["results"].items()
+        name: [{"commit": former["commit"], **sample} for sample in of_method]
+        for name, of_method in former["results"].items()
     }
 
 

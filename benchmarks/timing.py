@@ -36,13 +36,14 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def record(name: str, arguments: Mapping[str, Any], results: Any) -> Path:
-    """Writes results/NAME.json: where, when, with what and what came out. Returns its path."""
+    """Writes results/NAME.json, whole or not at all: where, when, with what and what came out. Returns its path."""
     arguments = {name: _without_place(value) for name, value in arguments.items()}
     contents = {**environment(), "arguments": arguments, "results": results}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(contents, indent=1, default=str) + "\n", encoding="utf-8")
-    return path
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(contents, indent=1, default=str) + "\n", encoding="utf-8")
+    return partial.rename(path)
 
 
 def _without_place(value: Any) -> Any:

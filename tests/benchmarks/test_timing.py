@@ -34,3 +34,18 @@ def test_what_benchmarks_write_does_not_make_a_tree_dirty(tmp_path: Path, monkey
     assert commit() == head
     source.write_text("after")
     assert commit() == f"{head}-dirty"
+
+
+def test_a_record_that_cannot_be_written_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    before = timing.record("one", {}, [1]).read_bytes()
+    write_text = Path.write_text
+
+    def write_half(self: Path, data: str, **settings: str) -> int:
+        write_text(self, data[: len(data) // 2], **settings)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        timing.record("one", {}, [2])
+    assert (tmp_path / "one.json").read_bytes() == before
